@@ -1,0 +1,81 @@
+"""The convolution blocks that restoration and colorization share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualDenseBlock(nn.Module):
+    """Densely connected 3 x 3 convolutions, fused by a 1 x 1 convolution and added to the input.
+
+    Residual dense network (Zhang et al., CVPR 2018), used by Pik-Fix in sec. 3.1 and in the
+    decoder of sec. 3.4. `[B, channels, H, W]` in and out.
+    """
+
+    def __init__(self, channels: int, growth: int, units: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(
+            nn.Conv2d(channels + growth * index, growth, 3, padding=1) for index in range(units)
+        )
+        self.fuse = nn.Conv2d(channels + growth * units, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x
+        for unit in self.units:
+            features = torch.cat((features, F.relu(unit(features))), dim=1)
+        return x + self.fuse(features)
+
+
+class DenseUnit(nn.Module):
+    """ReLU, 1 x 1 convolution, ReLU, 3 x 3 convolution; `growth` new channels.
+
+    A DenseNet layer without batch normalisation (Pik-Fix, sec. 3.4).
+    """
+
+    def __init__(self, channels: int, growth: int, bottleneck: int, dropout: float) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, bottleneck, 1)
+        self.expand = nn.Conv2d(bottleneck, growth, 3, padding=1)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.expand(F.relu(self.squeeze(F.relu(x))))
+        return F.dropout(new, self.dropout, self.training) if self.dropout else new
+
+
+class DenseBlock(nn.Module):
+    """`units` dense units, each fed with all that came before; the output is all of it.
+
+    `[B, channels, H, W]` to `[B, channels + growth * units, H, W]`.
+    """
+
+    def __init__(
+        self, channels: int, *, growth: int, bottleneck: int, units: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(
+            DenseUnit(channels + growth * index, growth, bottleneck, dropout)
+            for index in range(units)
+        )
+        self.out_channels = channels + growth * units
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = torch.cat((x, unit(x)), dim=1)
+        return x
+
+
+def he_initialise(module: nn.Module, *, output: nn.Conv2d) -> None:
+    """Kaiming-normal weights and zero biases; zero weights for the `output` convolution.
+
+    Without normalisation layers the default initialisation lets activations fade with depth. A
+    zero output makes an untrained network the identity (restoration) or grey (colorization).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    nn.init.zeros_(output.weight)

@@ -1,0 +1,94 @@
+"""The whole network: restoration, similarity and colorization in one module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pikfix.networks.colorization import Colorization
+from pikfix.networks.config import PikFixConfig
+from pikfix.networks.restoration import Restoration
+from pikfix.networks.similarity import Similarity
+
+SIDE_MULTIPLE = 32
+"""Working sizes and reference sides are multiples of this: five halvings."""
+
+WORKING_LIMIT = 512
+"""Longest working side. Eyes are coarse in colour, and the correlation grows with its fourth
+power."""
+
+
+class PikFixOutput(NamedTuple):
+    """What `PikFix` computes; the tensors that pass between the served steps."""
+
+    restored_l: Tensor
+    working_l: Tensor
+    warped: tuple[Tensor, ...]
+    confidence: tuple[Tensor, ...]
+    ab: Tensor
+
+
+def working_size(height: int, width: int, limit: int = WORKING_LIMIT) -> tuple[int, int]:
+    """The size at which colour is predicted.
+
+    Args:
+        height: of the photo, in pixels.
+        width: of the photo, in pixels.
+        limit: longest side.
+
+    Returns:
+        Multiples of 32, at least 32: the photo's own size rounded, or, where its long side is
+        over the limit, the size scaled down to it.
+    """
+    # Integers only, so that export turns the same formula into a shape computation.
+    long_side = torch.sym_max(torch.sym_max(height, width), limit)
+    half = SIDE_MULTIPLE // 2
+
+    def scale(side: int) -> int:
+        multiple = (side * limit // long_side + half) // SIDE_MULTIPLE
+        side = torch.sym_max(multiple, 1) * SIDE_MULTIPLE
+        return side
+
+    return scale(height), scale(width)
+
+
+def to_working(luminance: Tensor, limit: int = WORKING_LIMIT) -> Tensor:
+    """Resize `[B, 1, H, W]` to its working size, bilinearly and antialiased."""
+    height, width = luminance.shape[-2:]
+    return F.interpolate(
+        luminance,
+        size=working_size(height, width, limit),
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )
+
+
+class PikFix(nn.Module):
+    """Restores a grey photo and colorizes it after colour references (Pik-Fix, WACV 2023)."""
+
+    def __init__(self, config: PikFixConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.restoration = Restoration(config)
+        self.similarity = Similarity(config)
+        self.colorization = Colorization(config)
+
+    def forward(self, photo_l: Tensor, reference_lab: Tensor) -> PikFixOutput:
+        """Restore and colorize.
+
+        Args:
+            photo_l: `[B, 1, H, W]`, L/50 - 1, any H and W.
+            reference_lab: `[B, R, 3, H_r, W_r]`, L/50 - 1, a/110, b/110; sides multiples of 32.
+
+        Returns:
+            All tensors of the served pipeline; `ab` is at the working size.
+        """
+        restored_l = self.restoration(photo_l)
+        working_l = to_working(restored_l)
+        warped, confidence = self.similarity(working_l, reference_lab)
+        ab = self.colorization(working_l, warped, confidence)
+        return PikFixOutput(restored_l, working_l, warped, confidence, ab)

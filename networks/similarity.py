@@ -1,0 +1,195 @@
+"""Similarity sub-net: which place of the reference each place of the photo resembles.
+
+Pik-Fix, sec. 3.2 (multi-scale correlation) and sec. 3.3 (spatial-preserving colour histogram).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pikfix.kernels import center_normalize, correlation_warp, sphist
+from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
+from pikfix.networks.resnet import ResNetFeatures
+
+_SINGLE_SCALE = 1
+"""The scale of the single correlation of the ablation: 1/8, as in the published code."""
+
+
+class InstanceNorm(nn.Module):
+    """(x - mean) / deviation over each channel's positions, without parameters, in float32.
+
+    Unlike PyTorch's, it answers zeros for a single position, which the deepest map of a 32-pixel
+    picture has.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3), keepdim=True, correction=0)
+        return ((x.float() - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)
+
+
+class Adapter(nn.Module):
+    """Two convolutions with instance normalisation that bring a stage to the common width.
+
+    The border is repeated, not reflected as published: a single position has nothing to reflect.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, padding_mode="replicate"),
+            InstanceNorm(),
+            nn.PReLU(channels),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="replicate"),
+            InstanceNorm(),
+            nn.PReLU(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class SPHist(nn.Module):
+    """Spatial-preserving colour histogram: K Gaussian bins per ab channel at every position.
+
+    h_k = exp(-(x - u_k)^2 / 2 sigma^2) / sum over k (Pik-Fix, sec. 3.3), with learnable centres u.
+    Pixels are binned first and averaged afterwards: no colour is mixed before it is counted.
+    """
+
+    def __init__(self, bins: int, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+        centres = -1 + 2 * torch.arange(bins, dtype=torch.float32) / bins
+        self.centres = nn.Parameter(centres.repeat(2, 1))
+
+    def forward(self, ab: Tensor, pool: int) -> Tensor:
+        """`[B, 2, H, W]` in ab/110 to `[B, 2K, H/pool, W/pool]`; each K of a position sum to 1."""
+        return sphist(ab, self.centres, self.sigma, pool)
+
+
+def to_positions(features: Tensor) -> Tensor:
+    """`[B, C, h, w]` to `[B, h*w, C]`."""
+    return features.flatten(2).transpose(1, 2)
+
+
+class Similarity(nn.Module):
+    """Warps the reference's colour histograms to the places of the photo they match.
+
+    At each of four scales, features M_i = W * concat_j(resize_i(A_ij f_j)) of photo and reference,
+    f_j being the adapted stages of the backbone, A a learnable 4 x 4 matrix and W a shared filter,
+    are centred, normalised and correlated; a softmax over all positions of all references weighs
+    the reference's histograms. `temperature` may be changed between calls.
+    """
+
+    def __init__(self, config: PikFixConfig) -> None:
+        super().__init__()
+        self.mode = config.similarity
+        self.temperature = config.temperature
+        self.histogram = SPHist(config.bins, config.sigma) if config.histogram_fusion else None
+        self.backbone_frozen = config.backbone_frozen
+        if self.mode == "none":
+            return
+        self.backbone = ResNetFeatures(config.backbone_blocks, config.backbone_width)
+        self.backbone.requires_grad_(not config.backbone_frozen)
+        channels = config.adapter_channels
+        self.adapters = nn.ModuleList(Adapter(stage, channels) for stage in self.backbone.channels)
+        self.coefficients = nn.Parameter(torch.ones(PYRAMID_LEVELS, PYRAMID_LEVELS))
+        self.filter = nn.Conv2d(PYRAMID_LEVELS * channels, config.feature_channels, 3, padding=1)
+
+    def train(self, mode: bool = True) -> Similarity:
+        """As in `nn.Module`, but a frozen backbone keeps its batch statistics."""
+        super().train(mode)
+        if self.backbone_frozen and self.mode != "none":
+            self.backbone.eval()
+        return self
+
+    def forward(
+        self, working_l: Tensor, reference_lab: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Match a batch of photos with their references.
+
+        Args:
+            working_l: `[B, 1, h, w]`, L/50 - 1, sides multiples of 32.
+            reference_lab: `[B, R, 3, H_r, W_r]`, L/50 - 1, a/110, b/110, sides multiples of 32.
+
+        Returns:
+            warped_1..4 `[B, 2K, h/2^(i+1), w/2^(i+1)]`, each K of a position summing to 1 (or, in
+            the ab ablations, `[B, 2, ...]`), and confidence_1..4 `[B, 1, ...]`, the highest
+            correlation of each position, in [-1, 1].
+        """
+        batch, _, height, width = working_l.shape
+        reference_l, reference_ab = reference_lab.flatten(0, 1).split((1, 2), dim=1)
+        sizes = [(height >> i + 2, width >> i + 2) for i in range(PYRAMID_LEVELS)]
+        if self.mode == "none":
+            return self._unaligned(reference_ab, batch, sizes)
+
+        photo_features = self._features(working_l)
+        reference_features = self._features(reference_l)
+        scales = range(PYRAMID_LEVELS) if self.mode == "multi" else (_SINGLE_SCALE,)
+        warped, confidence = [], []
+        for scale in scales:
+            query = self._match_features(photo_features, scale)
+            key = self._match_features(reference_features, scale)
+            values = to_positions(self._values(reference_ab, scale))
+            out, best = correlation_warp(
+                center_normalize(to_positions(query)),
+                # The positions of all references are the keys of one softmax.
+                center_normalize(to_positions(key).reshape(batch, -1, query.shape[1])),
+                values.reshape(batch, -1, values.shape[-1]),
+                self.temperature,
+            )
+            size = sizes[scale]
+            warped.append(out.transpose(1, 2).reshape(batch, -1, *size))
+            confidence.append(best.reshape(batch, 1, *size))
+        if self.mode == "single":
+            warped = [change_scale(warped[0], _SINGLE_SCALE, i) for i in range(PYRAMID_LEVELS)]
+            confidence = [
+                change_scale(confidence[0], _SINGLE_SCALE, i) for i in range(PYRAMID_LEVELS)
+            ]
+        return tuple(warped), tuple(confidence)
+
+    def _features(self, luminance: Tensor) -> list[Tensor]:
+        stages = self.backbone(luminance)
+        return [adapter(stage) for adapter, stage in zip(self.adapters, stages, strict=True)]
+
+    def _match_features(self, features: list[Tensor], scale: int) -> Tensor:
+        parts = [
+            change_scale(self.coefficients[scale, stage] * feature, stage, scale)
+            for stage, feature in enumerate(features)
+        ]
+        matched: Tensor = self.filter(torch.cat(parts, dim=1))
+        return matched
+
+    def _values(self, reference_ab: Tensor, scale: int) -> Tensor:
+        pool = 4 << scale
+        if self.histogram is None:
+            return F.avg_pool2d(reference_ab, pool)
+        values: Tensor = self.histogram(reference_ab, pool)
+        return values
+
+    def _unaligned(
+        self, reference_ab: Tensor, batch: int, sizes: list[tuple[int, int]]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The ablation without similarity: the reference's colours stay where they are."""
+        warped = []
+        for scale, size in enumerate(sizes):
+            values = self._values(reference_ab, scale)
+            values = values.unflatten(0, (batch, -1)).mean(dim=1)
+            warped.append(F.interpolate(values, size=size, mode="bilinear", align_corners=False))
+        confidence = [values.new_zeros(batch, 1, *size) for size in sizes]
+        return tuple(warped), tuple(confidence)
+
+
+def change_scale(x: Tensor, source: int, target: int) -> Tensor:
+    """Bring a map from pyramid scale `source` to `target`, each step being a factor of two.
+
+    Averages on the way down, interpolates bilinearly on the way up.
+    """
+    if source < target:
+        return F.avg_pool2d(x, 1 << target - source)
+    if source > target:
+        factor = 1 << source - target
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+    return x
