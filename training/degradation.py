@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-
 from pikfix.training.degradation_fields import Array
 from pikfix.training.degradation_structured import LOSSES, SURFACE, Layer
 from pikfix.training.degradation_unstructured import OPERATIONS, Scale
@@ -29,11 +28,12 @@ STRUCTURED: Mapping[str, float] = {
     "stains": 0.3,
     "creases": 0.3,
     "craquelure": 0.15,
+    "worn_edges": 0.2,
     "cracks": 0.3,
     "scratches": 0.55,
     "dust": 0.6,
     "holes": 0.25,
-    "torn_edges": 0.2,
+    "torn_edges": 0.15,
 }
 """How often each structured defect occurs at strength 1."""
 
@@ -45,6 +45,7 @@ class DegradationConfig:
     strength: 0 leaves the picture as it is, 1 has the published ranges, 1.6 is heavy damage.
     skip: probability of leaving out each unstructured operation.
     unstructured: names of the operations to draw from (see `UNSTRUCTURED`).
+    always: operations of these that are never left out.
     structured: probability of each structured defect at strength 1; a missing one never occurs.
     scan_probability: how often the unstructured operations come after the structured defects, as
         when a damaged print is photographed; otherwise the damage lies on top.
@@ -54,6 +55,7 @@ class DegradationConfig:
     strength: float = 1.0
     skip: float = 0.3
     unstructured: tuple[str, ...] = UNSTRUCTURED
+    always: tuple[str, ...] = ()
     structured: Mapping[str, float] = field(default_factory=lambda: dict(STRUCTURED))
     scan_probability: float = 0.3
     pixel_scale: float | None = None
@@ -64,7 +66,8 @@ class DegradationConfig:
         for name, value in (("skip", self.skip), ("scan_probability", self.scan_probability)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
-        unknown = [n for n in self.unstructured if n not in OPERATIONS]
+        operations = (*self.unstructured, *self.always)
+        unknown = [n for n in operations if n not in OPERATIONS]
         unknown += [n for n in self.structured if n not in STRUCTURED]
         if unknown:
             known = ", ".join((*UNSTRUCTURED, *STRUCTURED))
@@ -148,7 +151,7 @@ def _unstructured(
 ) -> Array:
     names = [config.unstructured[i] for i in rng.permutation(len(config.unstructured))]
     for name in names:
-        if rng.random() >= config.skip:
+        if rng.random() >= config.skip or name in config.always:
             image = np.clip(OPERATIONS[name](image, rng, scale), 0.0, 1.0)
     return image
 

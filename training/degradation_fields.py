@@ -127,7 +127,7 @@ def drawn(height: int, width: int, draw: Callable[[LineCanvas], None]) -> Array:
 
 
 class LineCanvas:
-    """Antialiased drawing surface of `height` x `width` pixels; coordinates are (x, y) in pixels."""
+    """Antialiased drawing surface of `height` x `width` pixels; points are (x, y) in pixels."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
@@ -135,23 +135,23 @@ class LineCanvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def line(self, points: Points, width: float, level: float = 1.0) -> None:
-        """Line of `width` pixels; widths under half a pixel are drawn paler instead."""
+        """Draw a line of `width` pixels; widths under half a pixel are drawn paler instead."""
         scaled = width * _SUPERSAMPLING
         fill = round(255 * level * min(1.0, scaled))
         flat = (points * _SUPERSAMPLING).ravel().tolist()
         self._draw.line(flat, fill=fill, width=max(1, round(scaled)))
 
     def polygon(self, points: Points, level: float = 1.0) -> None:
-        """Filled polygon."""
+        """Fill a polygon."""
         self._draw.polygon((points * _SUPERSAMPLING).ravel().tolist(), fill=round(255 * level))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, level: float = 1.0) -> None:
-        """Filled ellipse with its axes along the canvas's."""
+        """Fill an ellipse with its axes along the canvas's."""
         s = _SUPERSAMPLING
         box = ((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s)
         self._draw.ellipse(box, fill=round(255 * level))
 
     def coverage(self) -> Array:
-        """What is drawn so far, [H, W] in [0, 1]."""
+        """Return what is drawn so far, [H, W] in [0, 1]."""
         small = self._image.reduce(_SUPERSAMPLING)
         return np.asarray(small, dtype=np.float32) / np.float32(255)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
 from pikfix.training.degradation_fields import (
     Array,
     LineCanvas,
@@ -73,6 +72,7 @@ def _grow_crack(
     canvas: LineCanvas,
     rng: np.random.Generator,
     start: Points,
+    *,
     angle: float,
     length: float,
     width: float,
@@ -91,8 +91,15 @@ def _grow_crack(
     for _ in range(int(rng.integers(1, 4))):
         branch = points[int(rng.integers(2, len(points) - 1))]
         turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.4, 1.3)
-        shorter = length * rng.uniform(0.3, 0.6)
-        _grow_crack(canvas, rng, branch, angle + turn, shorter, width * 0.7, depth - 1)
+        _grow_crack(
+            canvas,
+            rng,
+            branch,
+            angle=angle + turn,
+            length=length * rng.uniform(0.3, 0.6),
+            width=0.7 * width,
+            depth=depth - 1,
+        )
 
 
 def cracks(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
@@ -108,7 +115,8 @@ def cracks(height: int, width: int, rng: np.random.Generator, scale: Scale) -> l
             start = rng.uniform(0.0, 1.0, 2) * (width, height)
             angle = rng.uniform(-np.pi, np.pi)
         length = rng.uniform(25.0, 170.0) * scale.pixels
-        _grow_crack(canvas, rng, start, angle, length, rng.uniform(0.6, 2.2) * scale.pixels, 2)
+        thickness = rng.uniform(0.6, 2.2) * scale.pixels
+        _grow_crack(canvas, rng, start, angle=angle, length=length, width=thickness, depth=2)
     coverage = canvas.coverage()
     opacity = _opacity(rng, scale)
     shift = max(1, round(scale.pixels))
@@ -121,18 +129,32 @@ def cracks(height: int, width: int, rng: np.random.Generator, scale: Scale) -> l
 
 
 def craquelure(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
-    """A net of hairline cracks over a part of the photo: isolines of fractal noise."""
-    cell = rng.uniform(18.0, 50.0) * scale.pixels
-    coverage = np.zeros((height, width), dtype=np.float32)
-    for _ in range(2):
-        field = fractal_noise(rng, height, width, cell, 4)
-        gy, gx = np.gradient(field)
-        slope = np.sqrt(gx * gx + gy * gy) + np.float32(1e-4)
-        distance = np.abs(field - np.float32(0.5)) / slope  # to the isoline, in pixels
-        half = np.float32(rng.uniform(0.35, 0.8) * scale.pixels)
-        np.maximum(coverage, np.clip(half + np.float32(0.5) - distance, 0.0, 1.0), out=coverage)
-    where = smooth_noise(rng, height, width, 0.5 * max(height, width))
-    coverage *= np.clip((where - np.float32(rng.uniform(0.35, 0.65))) * 4, 0.0, 1.0)
+    """Draw a net of hairline cracks over a part of the photo: the borders of Voronoi cells."""
+    cell = rng.uniform(14.0, 45.0) * scale.pixels
+    y = np.arange(height, dtype=np.float32)[:, None] / np.float32(cell)
+    x = np.arange(width, dtype=np.float32) / np.float32(cell)
+    bend = fractal_noise(rng, height, width, cell / 2, 3) - np.float32(0.5)
+    y, x = y + np.float32(0.5) * bend, x - np.float32(0.5) * bend
+    row, column = np.floor(y).astype(np.intp) + 3, np.floor(x).astype(np.intp) + 3
+    rows, columns = int(row.max()) + 3, int(column.max()) + 3
+    site_y = rng.random((rows, columns), dtype=np.float32)
+    site_y += np.arange(-3, rows - 3, dtype=np.float32)[:, None]
+    site_x = rng.random((rows, columns), dtype=np.float32)
+    site_x += np.arange(-3, columns - 3, dtype=np.float32)
+    nearest = np.full((height, width), 9.0, dtype=np.float32)
+    second = nearest.copy()
+    for i in (-1, 0, 1):
+        for j in (-1, 0, 1):
+            index = (row + i) * columns + (column + j)
+            dy, dx = site_y.take(index) - y, site_x.take(index) - x
+            distance = np.sqrt(dy * dy + dx * dx)
+            np.minimum(second, np.maximum(nearest, distance), out=second)
+            np.minimum(nearest, distance, out=nearest)
+    gap = (second - nearest) * np.float32(0.5 * cell)  # about the pixels to the cell's border
+    where = fractal_noise(rng, height, width, 0.4 * max(height, width), 4)
+    where = np.clip((where - np.float32(rng.uniform(0.4, 0.6))) * 5, 0.0, 1.0)
+    half = np.float32(rng.uniform(0.2, 0.7) * scale.pixels)
+    coverage = np.clip(half + np.float32(0.5) - gap, 0.0, 1.0) * where
     return [Layer(coverage, rng.uniform(0.75, 1.0), _bright_mode(rng), _opacity(rng, scale), PAPER)]
 
 
@@ -181,7 +203,7 @@ def dust(height: int, width: int, rng: np.random.Generator, scale: Scale) -> lis
             if r < 1.2 * p:
                 canvas.ellipse(x, y, r, r * rng.uniform(0.6, 1.4), level)
             else:
-                canvas.polygon(_blob(rng, x, y, r, 9, 0.35), level)
+                canvas.polygon(_blob(rng, np.array([x, y]), r, 9), level)
         for _ in range(rng.poisson(2.0 * density)):
             canvas.line(_fibre(rng, width, height, p), rng.uniform(0.4, 0.9) * p)
         mode = _bright_mode(rng) if bright else "normal"
@@ -191,7 +213,7 @@ def dust(height: int, width: int, rng: np.random.Generator, scale: Scale) -> lis
 
 
 def _fibre(rng: np.random.Generator, width: int, height: int, pixels: float) -> Points:
-    """A curl: a short arc whose curvature changes along its way."""
+    """Return a curl: a short arc whose curvature changes along its way."""
     n = 14
     turns = np.cumsum(rng.normal(rng.normal(0.0, 0.2), 0.2, n))
     steps = np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -202,17 +224,15 @@ def _fibre(rng: np.random.Generator, width: int, height: int, pixels: float) -> 
     return np.asarray(start + path * rng.uniform(0.6, 2.2) * pixels)
 
 
-def _blob(
-    rng: np.random.Generator, x: float, y: float, radius: float, n: int, roughness: float
-) -> Points:
-    """Irregular closed outline around (x, y)."""
-    angles = np.linspace(0.0, 2 * np.pi, n, endpoint=False) + rng.uniform(0.0, 2 * np.pi)
-    radii = radius * np.exp(rng.normal(0.0, roughness, n))
-    return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], axis=1)
+def _blob(rng: np.random.Generator, centre: Points, radius: float, corners: int) -> Points:
+    """Return an irregular closed outline around `centre`."""
+    angles = np.linspace(0.0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0.0, 2 * np.pi)
+    radii = radius * np.exp(rng.normal(0.0, 0.35, corners))
+    return np.asarray(centre + np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
 
 
 def creases(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
-    """Folds across the photo: light on one flank, shadow on the other, emulsion flaked off the ridge."""
+    """Draw folds: light on one flank, shadow on the other, emulsion flaked off the ridge."""
     layers = []
     p = scale.pixels
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -230,9 +250,9 @@ def creases(height: int, width: int, rng: np.random.Generator, scale: Scale) -> 
         opacity = _opacity(rng, scale)
         layers.append(Layer(relief, 1.0, "add", opacity))
         flakes = smooth_noise(rng, height, width, rng.uniform(2.0, 6.0) * p)
-        edge = np.float32(rng.uniform(-1.2, 1.2) * p) + flakes * np.float32(
-            rng.uniform(0.8, 3.0) * p
-        )
+        bare = smooth_noise(rng, height, width, rng.uniform(20.0, 60.0) * p)  # bent more or less
+        widest = np.float32(rng.uniform(1.0, 4.5) * p)
+        edge = (flakes + np.float32(1.5) * bare - np.float32(rng.uniform(0.4, 1.1))) * widest
         coverage = np.clip(edge + np.float32(0.5) - np.abs(distance), 0.0, 1.0)
         layers.append(Layer(coverage, rng.uniform(0.85, 1.0), "normal", opacity, PAPER))
     return layers
@@ -264,12 +284,14 @@ def stains(height: int, width: int, rng: np.random.Generator, scale: Scale) -> l
 
 
 def paper(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
-    """Surface of the paper: matte grain, fibres, linen weave or honeycomb silk, over the whole photo."""
+    """Draw the paper's surface: matte grain, fibres, linen weave or honeycomb silk."""
     p = scale.pixels
-    kind = rng.integers(4)
+    kind = rng.choice(4, p=[0.45, 0.25, 0.15, 0.15])
+    amount = rng.uniform(0.05, 0.22) * scale.strength
     if kind == 0:
         relief = grain(rng, height, width, rng.uniform(1.3, 3.0) * p) * np.float32(0.35)
     elif kind == 1:  # fibres: noise drawn out along one direction
+        amount *= 0.6
         long, short = rng.uniform(10.0, 30.0) * p, rng.uniform(1.0, 2.0) * p
         rows, columns = (long, short) if rng.random() < 0.5 else (short, long)
         stretched = smooth_noise(rng, max(2, round(height / rows)), width, columns)
@@ -281,7 +303,7 @@ def paper(height: int, width: int, rng: np.random.Generator, scale: Scale) -> li
     else:
         y = np.arange(height, dtype=np.float32)[:, None]
         x = np.arange(width, dtype=np.float32)
-        pitch = np.float32(2 * np.pi / (rng.uniform(2.5, 6.0) * p))
+        pitch = np.float32(2 * np.pi / (rng.uniform(3.0, 9.0) * p))
         if kind == 2:  # linen
             relief = np.float32(0.3) * (np.sin(x * pitch) + np.sin(y * pitch))
         else:  # silk: three waves at 60 degrees make a hexagonal lattice
@@ -292,13 +314,13 @@ def paper(height: int, width: int, rng: np.random.Generator, scale: Scale) -> li
                 + np.cos((half * x - tall * y) * pitch)
             )
         relief = relief * (np.float32(0.4) + smooth_noise(rng, height, width, 40.0 * p))
-    amount = rng.uniform(0.05, 0.22) * scale.strength
+        amount *= 0.5  # a regular pattern shows at a lower contrast
     relief = np.asarray(relief, dtype=np.float32)
     return [Layer(relief, 1.0, "add", float(min(1.0, amount)), defect=False)]
 
 
 def halftone(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
-    """The dot screen of a printed photo (newspaper), at 45 degrees."""
+    """Draw the dot screen of a printed photo (newspaper), at 45 degrees."""
     pitch = rng.uniform(2.4, 4.5) * scale.pixels
     k = np.float32(2 * np.pi / (pitch * np.sqrt(2.0)))
     y = np.arange(height, dtype=np.float32)[:, None]
@@ -314,8 +336,8 @@ def holes(height: int, width: int, rng: np.random.Generator, scale: Scale) -> li
         for _ in range(1 + rng.poisson(1.2 * scale.strength)):
             n = int(rng.integers(5, 9))
             radius = min(rng.uniform(3.0, 8.0) + rng.exponential(7.0), 34.0) * scale.pixels
-            x, y = rng.uniform(0.0, width), rng.uniform(0.0, height)
-            canvas.polygon(_ragged(rng, _blob(rng, x, y, radius, n, 0.35)))
+            centre = rng.uniform(0.0, 1.0, 2) * (width, height)
+            canvas.polygon(_ragged(rng, _blob(rng, centre, radius, n)))
 
     return [Layer(drawn(height, width, draw))]
 
@@ -349,6 +371,19 @@ def torn_edges(height: int, width: int, rng: np.random.Generator, scale: Scale) 
     return [Layer(drawn(height, width, draw))]
 
 
+def worn_edges(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
+    """Rub the emulsion off along the border, most at the corners: bare paper."""
+    y = np.abs(np.linspace(-1.0, 1.0, height, dtype=np.float32))[:, None]
+    x = np.abs(np.linspace(-1.0, 1.0, width, dtype=np.float32))
+    depth = np.maximum(x, y) + np.float32(0.1) * (x * y) ** 4  # 1 at the border, 1.1 in a corner
+    noise = fractal_noise(rng, height, width, rng.uniform(5.0, 25.0) * scale.pixels, 4)
+    threshold = np.float32(rng.uniform(1.0, 1.07))
+    wear = depth + np.float32(0.2) * (noise - np.float32(0.5)) - threshold
+    coverage = np.clip(wear * np.float32(0.5 * min(height, width) / scale.pixels), 0.0, 1.0)
+    shade = np.float32(0.85) + np.float32(0.15) * noise
+    return [Layer(coverage, shade, "normal", _opacity(rng, scale), PAPER)]
+
+
 def _ragged(rng: np.random.Generator, corners: Points) -> Points:
     """Replace each side of a polygon by a jagged line."""
     following = np.roll(corners, -1, axis=0)
@@ -365,6 +400,7 @@ SURFACE: dict[str, Defect] = {
     "stains": stains,
     "creases": creases,
     "craquelure": craquelure,
+    "worn_edges": worn_edges,
     "cracks": cracks,
     "scratches": scratches,
     "dust": dust,

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
-
 from pikfix.training.degradation_fields import (
     Array,
     convolve,
@@ -24,6 +22,7 @@ from pikfix.training.degradation_fields import (
     resize,
     smooth_noise,
 )
+from PIL import Image
 
 SEPIA = np.array([1.07, 0.74, 0.43], dtype=np.float32)
 
@@ -81,7 +80,7 @@ def noise(image: Array, rng: np.random.Generator, scale: Scale) -> Array:
     field = grain(rng, height, width, float(size))
     if image.ndim == 3:
         chroma = rng.standard_normal((height, width, 3), dtype=np.float32)
-        field = np.float32(0.95) * field[..., None] + np.float32(0.3) * chroma
+        field = np.float32(0.98) * field[..., None] + np.float32(0.2) * chroma
     field *= sigma
     return image + field if kind == 0 else image + image * field
 
@@ -156,7 +155,7 @@ def toning(image: Array, rng: np.random.Generator, scale: Scale) -> Array:
         return np.asarray(toned * paper, dtype=np.float32)
     shift = rng.uniform(-20.0, 20.0, 3) / 255.0 * scale.strength
     grey = image.mean(axis=2, keepdims=True)
-    saturation = np.float32(rng.uniform(0.4, 1.0))
+    saturation = np.float32(1.0 - rng.uniform(0.1, 0.7) * min(1.0, scale.strength))
     cast = np.array([0.05, 0.015, -0.05]) * rng.uniform(0.0, 1.0) * scale.strength
     return np.asarray(grey + saturation * (image - grey) + (shift + cast).astype(np.float32))
 
