@@ -1,0 +1,87 @@
+import collections
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from pikfix.kernels import center_normalize, correlation_warp, naive, sphist
+from pikfix.kernels.onnx_translation import OPSETS, translation_table
+from torch.export import Dim
+
+CHANNELS = 8
+
+
+class Warp(torch.nn.Module):
+    """The similarity sub-net's use of the operators, with a parameter before each."""
+
+    def __init__(self, operations, masked):
+        super().__init__()
+        self.operations = operations
+        self.masked = masked
+        self.embed = torch.nn.Parameter(torch.eye(CHANNELS) + 0.1)
+        self.centres = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+
+    def forward(self, query, key, ab, key_mask):
+        ops = self.operations
+        query = ops.center_normalize(query @ self.embed)
+        key = ops.center_normalize(key @ self.embed)
+        values = ops.sphist(ab, self.centres, 0.1, 2).flatten(2).transpose(1, 2)
+        return ops.correlation_warp(query, key, values, 0.01, key_mask if self.masked else None)
+
+
+class Fused:
+    center_normalize = staticmethod(center_normalize)
+    correlation_warp = staticmethod(correlation_warp)
+    sphist = staticmethod(sphist)
+
+
+def inputs(batch, queries, height, width):
+    keys = height * width // 4
+    key_mask = torch.rand(batch, keys) > 0.3
+    key_mask[0] = False
+    return (
+        torch.randn(batch, queries, CHANNELS),
+        torch.randn(batch, keys, CHANNELS),
+        torch.rand(batch, 2, height, width) * 2 - 1,
+        key_mask,
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("runtime", sorted(OPSETS))
+def test_exported_graph_matches_the_naive_twin_at_other_sizes(runtime, masked):
+    torch.manual_seed(1)
+    auto = Dim.AUTO
+    program = torch.onnx.export(
+        Warp(Fused, masked).eval(),
+        inputs(2, 12, 6, 8),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSETS[runtime],
+        custom_translation_table=translation_table(runtime),
+        dynamic_shapes=(
+            {0: auto, 1: auto},
+            {0: auto, 1: auto},
+            {0: auto, 2: auto, 3: auto},
+            {0: auto, 1: auto},
+        ),
+    )
+    graph = program.model_proto.graph
+    kinds = collections.Counter(node.op_type for node in graph.node)
+    assert kinds["Attention"] == (0 if runtime == "onnxruntime" else 1)
+    assert kinds["ReduceLogSumExp"] == 0, "the statistics of the backward pass are dead code"
+    assert not {node.domain for node in graph.node} - {"", "ai.onnx"}
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for sizes in ((2, 12, 6, 8), (3, 7, 4, 10), (1, 33, 2, 4)):
+        arguments = inputs(*sizes)
+        with torch.no_grad():
+            expected = Warp(naive, masked)(*arguments)
+        names = [i.name for i in session.get_inputs()]
+        feed = {i: a.numpy() for i, a in zip(names, arguments, strict=False)}
+        for got, want in zip(session.run(None, feed), expected, strict=True):
+            np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=5e-6)
+
+
+def test_an_unknown_runtime_is_refused():
+    with pytest.raises(ValueError, match="'coreml'"):
+        translation_table("coreml")
