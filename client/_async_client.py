@@ -1,0 +1,195 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pikfix.client._client import DEFAULT_URL
+from pikfix.client._errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ServerNotReadyError,
+    ServerUnreachableError,
+)
+from pikfix.client._inputs import PhotoLike, PictureFormat
+from pikfix.client._mapping import PHOTO_MODEL, map_error
+from pikfix.client._options import Limits, Retry, Timeout, Tls
+from pikfix.client._requests import (
+    Request,
+    deadline_parameters,
+    photo_request,
+    photo_result,
+    server_information,
+    tensor_request,
+    tensor_result,
+    time_limit,
+)
+from pikfix.client._results import RestoredPhoto, ServerInfo
+from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
+
+
+class AsyncPikFixClient:
+    """Restores and colorizes photos on a Triton server, over one kept connection.
+
+    The same calls as :class:`~pikfix.client.PikFixClient`, to be awaited. Files are read and
+    pictures encoded in worker threads. Use one client per event loop; the connection belongs
+    to the loop of the first call. Close it, or use it in an ``async with`` block.
+
+    Args:
+        url: ``host:port`` of the server's gRPC port.
+        timeout: how long to wait.
+        limits: message sizes and keepalive.
+        retry: what gRPC repeats by itself.
+        tls: encryption; None connects without.
+        headers: metadata to send with every call, such as a token for a proxy.
+
+    Raises:
+        ValueError: ``url`` is no address.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: Timeout | None = None,
+        limits: Limits | None = None,
+        retry: Retry | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url = check_url(url)
+        self._timeout = timeout or Timeout()
+        self._limits = limits or Limits()
+        self._retry = retry or Retry()
+        self._tls = tls
+        self._headers = dict(headers or {})
+        self._closed = False
+        # gRPC binds a channel to the running loop, and there may be none yet.
+        self._triton: Any = None
+
+    @property
+    def url(self) -> str:
+        """``host:port`` of the server."""
+        return self._url
+
+    async def restore(
+        self,
+        photo: PhotoLike,
+        reference: PhotoLike | Sequence[PhotoLike] | None = None,
+        *,
+        color: bool = True,
+        format: PictureFormat | None = None,
+        quality: int = 95,
+        timeout: float | None = None,
+    ) -> RestoredPhoto:
+        """Restore one photo; see :meth:`pikfix.client.PikFixClient.restore`."""
+        seconds = time_limit(timeout, self._timeout)
+        request = await asyncio.to_thread(
+            photo_request,
+            photo,
+            reference,
+            color=color,
+            format=format,
+            quality=quality,
+            limit=self._limits.message_bytes,
+        )
+        return photo_result(await self._send(request, seconds), self._url)
+
+    async def infer(
+        self,
+        photo_l: npt.NDArray[np.float32],
+        reference_lab: npt.NDArray[np.float32],
+        *,
+        timeout: float | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Run the networks on tensors; see :meth:`pikfix.client.PikFixClient.infer`."""
+        seconds = time_limit(timeout, self._timeout)
+        request = await asyncio.to_thread(
+            tensor_request, photo_l, reference_lab, limit=self._limits.message_bytes
+        )
+        return tensor_result(await self._send(request, seconds), photo_l, self._url)
+
+    async def is_ready(self) -> bool:
+        """Return whether the server can restore photos now.
+
+        See :meth:`pikfix.client.PikFixClient.is_ready`.
+        """
+        try:
+            await self.ensure_ready()
+        except (
+            ServerUnreachableError,
+            ServerNotReadyError,
+            ModelNotFoundError,
+            DeadlineExceededError,
+        ):
+            return False
+        return True
+
+    async def ensure_ready(self) -> None:
+        """Return if the server can restore photos now; raise what is in the way otherwise.
+
+        See :meth:`pikfix.client.PikFixClient.ensure_ready`.
+        """
+        seconds = self._timeout.status
+        if not await self._call(None, "is_server_ready", client_timeout=seconds):
+            raise ServerNotReadyError("the server is not ready", url=self._url)
+        if not await self._call(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
+            raise ServerNotReadyError("the model is not ready", model=PHOTO_MODEL, url=self._url)
+
+    async def server_info(self) -> ServerInfo:
+        """Return the server's name and version, and its models with their states."""
+        seconds = self._timeout.status
+        metadata = await self._call(None, "get_server_metadata", client_timeout=seconds)
+        index = await self._call(None, "get_model_repository_index", client_timeout=seconds)
+        return server_information(self._url, metadata, index)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        self._closed = True
+        if self._triton is not None:
+            await self._triton.close()
+            self._triton = None
+
+    async def __aenter__(self) -> AsyncPikFixClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _send(self, request: Request, seconds: float | None) -> Any:
+        return await self._call(
+            request.model,
+            "infer",
+            request.model,
+            request.inputs,
+            outputs=request.outputs,
+            client_timeout=seconds,
+            parameters=deadline_parameters(seconds),
+        )
+
+    async def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._closed:
+            raise ClientClosedError("the client is closed", model=model, url=self._url)
+        if self._triton is None:
+            self._triton = open_async_channel(
+                self._url, self._timeout, self._limits, self._retry, self._tls
+            )
+        call: Callable[..., Any] = getattr(self._triton, method)
+        try:
+            return await call(*args, headers=self._headers, **kwargs)
+        except InferenceServerException as error:
+            raise map_error(error.status(), error.message(), model=model, url=self._url) from error
+        except grpc.aio.UsageError as error:  # closed by another task: "Channel is closed."
+            raise ClientClosedError("the client is closed", model=model, url=self._url) from error

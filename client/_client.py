@@ -1,0 +1,226 @@
+"""The client for ordinary, blocking code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pikfix.client._errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ServerNotReadyError,
+    ServerUnreachableError,
+)
+from pikfix.client._inputs import PhotoLike, PictureFormat
+from pikfix.client._mapping import PHOTO_MODEL, map_error
+from pikfix.client._options import Limits, Retry, Timeout, Tls
+from pikfix.client._requests import (
+    Request,
+    deadline_parameters,
+    photo_request,
+    photo_result,
+    server_information,
+    tensor_request,
+    tensor_result,
+    time_limit,
+)
+from pikfix.client._results import RestoredPhoto, ServerInfo
+from pikfix.client._transport import InferenceServerException, check_url, open_channel
+
+DEFAULT_URL = "localhost:8001"
+
+
+class PikFixClient:
+    """Restores and colorizes photos on a Triton server, over one kept connection.
+
+    Safe to share between threads. Close it, or use it in a ``with`` block.
+
+    Args:
+        url: ``host:port`` of the server's gRPC port.
+        timeout: how long to wait.
+        limits: message sizes and keepalive.
+        retry: what gRPC repeats by itself.
+        tls: encryption; None connects without.
+        headers: metadata to send with every call, such as a token for a proxy.
+
+    Raises:
+        ValueError: ``url`` is no address.
+        OSError: a TLS file cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: Timeout | None = None,
+        limits: Limits | None = None,
+        retry: Retry | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url = check_url(url)
+        self._timeout = timeout or Timeout()
+        self._limits = limits or Limits()
+        self._headers = dict(headers or {})
+        self._closed = False
+        self._triton = open_channel(url, self._timeout, self._limits, retry or Retry(), tls)
+
+    @property
+    def url(self) -> str:
+        """``host:port`` of the server."""
+        return self._url
+
+    def restore(
+        self,
+        photo: PhotoLike,
+        reference: PhotoLike | Sequence[PhotoLike] | None = None,
+        *,
+        color: bool = True,
+        format: PictureFormat | None = None,
+        quality: int = 95,
+        timeout: float | None = None,
+    ) -> RestoredPhoto:
+        """Restore one photo, and colorize it after a reference.
+
+        Args:
+            photo: a path, an encoded file's bytes, a PIL image, or an array [H, W] or
+                [H, W, 3] of uint8. Files are sent as they are.
+            reference: one colour photo or a list of them, in the same forms; None lets the
+                server choose from its library, if it has one.
+            color: False restores only and gives a grey picture.
+            format: of the result; None keeps the photo's own where it is one of these, and
+                gives PNG otherwise.
+            quality: of a JPEG or WebP result, 1 to 100.
+            timeout: seconds for this request; None takes the client's ``Timeout.request``.
+
+        Returns:
+            The result at the photo's own size, with a report.
+
+        Raises:
+            PikFixError: see :mod:`pikfix.client` for the tree.
+            OSError: a path cannot be read.
+        """
+        seconds = time_limit(timeout, self._timeout)
+        request = photo_request(
+            photo,
+            reference,
+            color=color,
+            format=format,
+            quality=quality,
+            limit=self._limits.message_bytes,
+        )
+        return photo_result(self._send(request, seconds), self._url)
+
+    def infer(
+        self,
+        photo_l: npt.NDArray[np.float32],
+        reference_lab: npt.NDArray[np.float32],
+        *,
+        timeout: float | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Run the networks on tensors.
+
+        Args:
+            photo_l: [B, 1, H, W] float32, L/50 - 1, in [-1, 1].
+            reference_lab: [B, R, 3, Hr, Wr] float32, L/50 - 1, a/110, b/110, R >= 1.
+            timeout: seconds for this request; None takes the client's ``Timeout.request``.
+
+        Returns:
+            restored_l [B, 1, H, W], and ab [B, 2, h, w] at the working size, both float32.
+
+        Raises:
+            InvalidTensorError: wrong type or shape, or values that are not finite; checked
+                before anything is sent.
+            PikFixError: see :mod:`pikfix.client` for the tree.
+        """
+        seconds = time_limit(timeout, self._timeout)
+        request = tensor_request(photo_l, reference_lab, limit=self._limits.message_bytes)
+        return tensor_result(self._send(request, seconds), photo_l, self._url)
+
+    def is_ready(self) -> bool:
+        """Return whether the server can restore photos now.
+
+        False where nobody listens, or server or model are not there or not ready yet. An
+        address that is wrong for good (another kind of server, TLS that does not fit) raises.
+        """
+        try:
+            self.ensure_ready()
+        except (
+            ServerUnreachableError,
+            ServerNotReadyError,
+            ModelNotFoundError,
+            DeadlineExceededError,
+        ):
+            return False
+        return True
+
+    def ensure_ready(self) -> None:
+        """Return if the server can restore photos now; raise what is in the way otherwise.
+
+        Raises:
+            PikFixError: see :mod:`pikfix.client` for the tree.
+        """
+        seconds = self._timeout.status
+        if not self._call(None, "is_server_ready", client_timeout=seconds):
+            raise ServerNotReadyError("the server is not ready", url=self._url)
+        if not self._call(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
+            raise ServerNotReadyError("the model is not ready", model=PHOTO_MODEL, url=self._url)
+
+    def server_info(self) -> ServerInfo:
+        """Return the server's name and version, and its models with their states.
+
+        Raises:
+            PikFixError: see :mod:`pikfix.client` for the tree.
+        """
+        seconds = self._timeout.status
+        metadata = self._call(None, "get_server_metadata", client_timeout=seconds)
+        index = self._call(None, "get_model_repository_index", client_timeout=seconds)
+        return server_information(self._url, metadata, index)
+
+    def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        if not self._closed:
+            self._closed = True
+            self._triton.close()
+
+    def __enter__(self) -> PikFixClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, request: Request, seconds: float | None) -> Any:
+        return self._call(
+            request.model,
+            "infer",
+            request.model,
+            request.inputs,
+            outputs=request.outputs,
+            client_timeout=seconds,
+            parameters=deadline_parameters(seconds),
+        )
+
+    def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
+        call: Callable[..., Any] = getattr(self._triton, method)
+        if self._closed:
+            raise ClientClosedError("the client is closed", model=model, url=self._url)
+        try:
+            return call(*args, headers=self._headers, **kwargs)
+        except InferenceServerException as error:
+            raise map_error(error.status(), error.message(), model=model, url=self._url) from error
+        except ValueError as error:
+            if self._closed:  # closed by another thread: "Cannot invoke RPC on closed channel!"
+                raise ClientClosedError("the client is closed", model=model, url=self._url) from (
+                    error
+                )
+            raise

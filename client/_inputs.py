@@ -1,0 +1,191 @@
+"""From what a caller has at hand to the bytes and tensors that are sent."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from pikfix.client._errors import (
+    InvalidInputError,
+    InvalidOptionsError,
+    InvalidPhotoError,
+    InvalidReferenceError,
+    InvalidTensorError,
+)
+
+PhotoLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+)
+"""A path, an encoded file's bytes, a PIL image, or an array [H, W] or [H, W, 3] of uint8."""
+
+PictureFormat: TypeAlias = Literal["jpeg", "png", "tiff", "webp"]
+
+FORMATS: tuple[str, ...] = get_args(PictureFormat)
+
+# Modes that PNG stores without loss.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"})
+# Modes without a PNG form and without an ICC profile of their own that would be lost.
+_CONVERTED_MODES = {
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+}
+
+_ErrorType: TypeAlias = "type[InvalidPhotoError] | type[InvalidReferenceError]"
+
+
+def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tuple[bytes, bool]:
+    """Return the encoded file to send, and whether it was encoded here.
+
+    Paths and bytes are sent as they are: the server decodes them. PIL images and arrays are
+    encoded without loss; an image's EXIF orientation is applied, as it is for a file.
+
+    Args:
+        photo: see :data:`PhotoLike`.
+        error: what to raise.
+
+    Raises:
+        InvalidPhotoError: (or ``error``) an empty file, an array of another shape or type,
+            or an image that cannot be encoded.
+        OSError: the path cannot be read.
+    """
+    if isinstance(photo, (bytes, bytearray, memoryview)):
+        data = bytes(photo)
+        if not data:
+            raise error("the bytes given are empty")
+        return data, False
+    if isinstance(photo, (str, os.PathLike)):
+        data = Path(photo).read_bytes()
+        if not data:
+            raise error(f"the file {os.fspath(photo)} is empty")
+        return data, False
+    if isinstance(photo, Image.Image):
+        return _encode_image(photo, error), True
+    if isinstance(photo, np.ndarray):
+        return _encode_image(_image_of_array(photo, error), error), True
+    raise error(
+        f"cannot send a {type(photo).__module__}.{type(photo).__qualname__}; give a path, the "
+        "file's bytes, a PIL image, or a numpy array [H, W] or [H, W, 3] of uint8"
+    )
+
+
+def _image_of_array(array: npt.NDArray[Any], error: _ErrorType) -> Image.Image:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if not shaped or array.dtype != np.uint8 or array.size == 0:
+        raise error(
+            f"an array must be [H, W] or [H, W, 3] of uint8 and not empty, got shape "
+            f"{list(array.shape)} of {array.dtype}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _encode_image(image: Image.Image, error: _ErrorType) -> bytes:
+    try:
+        # Opening is lazy in PIL: a damaged file is noticed here.
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        buffer = io.BytesIO()
+        if upright.mode == "CMYK":
+            # PNG has no CMYK, and a conversion without the profile would shift the tones.
+            upright.save(buffer, "TIFF", compression="tiff_lzw")
+            return buffer.getvalue()
+        if upright.mode == "I":
+            low, high = np.asarray(upright).min(), np.asarray(upright).max()
+            if low < 0 or high > 65535:
+                raise error(f"an image of mode I must hold 0 to 65535, got {low} to {high}")
+        elif upright.mode not in _PNG_MODES:
+            if upright.mode not in _CONVERTED_MODES:
+                raise error(f"cannot send an image of mode {upright.mode}; convert it to RGB or L")
+            upright = upright.convert(_CONVERTED_MODES[upright.mode])
+        upright.save(buffer, "PNG", compress_level=1)
+    except (OSError, SyntaxError, ValueError) as cause:
+        # PIL reports damaged data as any of these.
+        if isinstance(cause, InvalidInputError):
+            raise
+        raise error(f"cannot encode the image: {cause}") from cause
+    return buffer.getvalue()
+
+
+def encode_references(
+    reference: PhotoLike | Sequence[PhotoLike] | None,
+) -> list[bytes]:
+    """Return the encoded references: none, one or several.
+
+    Raises:
+        InvalidReferenceError: as :func:`encode_photo` for the photo, naming which one.
+        OSError: a path cannot be read.
+    """
+    if reference is None:
+        return []
+    several = reference if isinstance(reference, (list, tuple)) else [cast(PhotoLike, reference)]
+    return [encode_photo(one, InvalidReferenceError)[0] for one in several]
+
+
+def check_options(color: bool, format: str | None, quality: int) -> dict[str, bool | int | str]:
+    """Return the options of a photo request.
+
+    Raises:
+        InvalidOptionsError: an option has the wrong type or is out of range.
+    """
+    if not isinstance(color, (bool, np.bool_)):
+        raise InvalidOptionsError(f"color must be True or False, got {color!r}")
+    whole = isinstance(quality, (int, np.integer)) and not isinstance(quality, bool)
+    if not whole or not 1 <= quality <= 100:
+        raise InvalidOptionsError(f"quality must be a whole number from 1 to 100, got {quality!r}")
+    if format is not None and format not in FORMATS:
+        raise InvalidOptionsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    options: dict[str, bool | int | str] = {"color": bool(color), "quality": int(quality)}
+    if format is not None:
+        options["format"] = format
+    return options
+
+
+def check_tensors(photo_l: npt.NDArray[np.float32], reference_lab: npt.NDArray[np.float32]) -> None:
+    """Check the tensors of a request to ``pikfix``.
+
+    Args:
+        photo_l: [B, 1, H, W], L/50 - 1, float32.
+        reference_lab: [B, R, 3, Hr, Wr], L/50 - 1, a/110, b/110, float32; R >= 1.
+
+    Raises:
+        InvalidTensorError: another type, shape or batch size, or values that are not finite.
+    """
+    check_tensor("photo_l", photo_l, (None, 1, None, None))
+    check_tensor("reference_lab", reference_lab, (None, None, 3, None, None))
+    if photo_l.shape[0] != reference_lab.shape[0]:
+        raise InvalidTensorError(
+            f"photo_l has batch size {photo_l.shape[0]} and reference_lab {reference_lab.shape[0]};"
+            " give each photo its own references"
+        )
+
+
+def check_tensor(name: str, tensor: Any, shape: Sequence[int | None]) -> None:
+    """Check one float32 tensor against a shape in which None stands for any size >= 1.
+
+    Raises:
+        InvalidTensorError: another type or shape, or values that are not finite.
+    """
+    wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
+    if not isinstance(tensor, np.ndarray):
+        raise InvalidTensorError(
+            f"{name} must be a numpy array {wanted} of float32, got {type(tensor).__qualname__}"
+        )
+    fits = tensor.ndim == len(shape) and all(
+        size >= 1 and want in (None, size) for size, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits or tensor.dtype != np.float32:
+        raise InvalidTensorError(
+            f"{name} must be {wanted} of float32, got {list(tensor.shape)} of {tensor.dtype}"
+        )
+    if not np.isfinite(tensor).all():
+        raise InvalidTensorError(f"{name} holds NaN or infinite values")

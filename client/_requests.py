@@ -1,0 +1,186 @@
+"""Requests and answers, the same for both clients."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pikfix.client._errors import InvalidResponseError, InvalidTensorError, MessageTooLargeError
+from pikfix.client._inputs import (
+    PhotoLike,
+    check_options,
+    check_tensor,
+    check_tensors,
+    encode_photo,
+    encode_references,
+)
+from pikfix.client._mapping import PHOTO_MODEL, TENSOR_MODEL
+from pikfix.client._options import Timeout
+from pikfix.client._results import ModelStatus, Report, RestoredPhoto, ServerInfo
+from pikfix.client._transport import triton
+
+# Names, shapes and parameters around the contents of a message.
+_ENVELOPE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that is ready to be sent."""
+
+    model: str
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+def _bytes_input(name: str, values: Sequence[bytes]) -> Any:
+    tensor = np.empty((1, len(values)), dtype=np.object_)
+    tensor[0, :] = values
+    return triton.InferInput(name, list(tensor.shape), "BYTES").set_data_from_numpy(tensor)
+
+
+def _tensor_input(name: str, tensor: npt.NDArray[np.float32]) -> Any:
+    return triton.InferInput(name, list(tensor.shape), "FP32").set_data_from_numpy(tensor)
+
+
+def _check_size(sizes: Sequence[int], limit: int, model: str) -> None:
+    total = sum(sizes)
+    if total + _ENVELOPE_BYTES > limit:
+        raise MessageTooLargeError(
+            f"the request holds {total} bytes, and a message at most {limit}", model=model
+        )
+
+
+def photo_request(
+    photo: PhotoLike,
+    reference: PhotoLike | Sequence[PhotoLike] | None,
+    *,
+    color: bool,
+    format: str | None,
+    quality: int,
+    limit: int,
+) -> Request:
+    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
+    options = check_options(color, format, quality)
+    data, encoded_here = encode_photo(photo)
+    if encoded_here and format is None:
+        # The caller's picture was in memory and has no file format of its own.
+        options["format"] = "png"
+    references = encode_references(reference)
+    _check_size([len(data), *map(len, references)], limit, PHOTO_MODEL)
+    inputs = [_bytes_input("photo", [data])]
+    if references:
+        inputs.append(_bytes_input("reference", references))
+    inputs.append(_bytes_input("options", [json.dumps(options).encode()]))
+    outputs = [triton.InferRequestedOutput(name) for name in ("result", "report")]
+    return Request(PHOTO_MODEL, inputs, outputs)
+
+
+def tensor_request(
+    photo_l: npt.NDArray[np.float32], reference_lab: npt.NDArray[np.float32], *, limit: int
+) -> Request:
+    """Return the request to ``pikfix``; see ``PikFixClient.infer``."""
+    check_tensors(photo_l, reference_lab)
+    _check_size([photo_l.nbytes, reference_lab.nbytes], limit, TENSOR_MODEL)
+    inputs = [_tensor_input("photo_l", photo_l), _tensor_input("reference_lab", reference_lab)]
+    outputs = [triton.InferRequestedOutput(name) for name in ("restored_l", "ab")]
+    return Request(TENSOR_MODEL, inputs, outputs)
+
+
+def time_limit(timeout: float | None, default: Timeout) -> float | None:
+    """Return the seconds a request may take; None for no limit.
+
+    Raises:
+        ValueError: ``timeout`` is not a positive number.
+    """
+    if timeout is None:
+        return default.request
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
+    return float(timeout)
+
+
+def deadline_parameters(seconds: float | None) -> dict[str, int] | None:
+    """Return the request parameter that carries the deadline to every step.
+
+    Triton does not tell an ensemble's steps that the caller has given up; the steps compare
+    this absolute Unix time in milliseconds with their own clock.
+    """
+    if seconds is None:
+        return None
+    return {"deadline_unix_ms": int((time.time() + seconds) * 1000)}
+
+
+def _output(answer: Any, name: str, model: str, url: str) -> npt.NDArray[Any]:
+    try:
+        array = answer.as_numpy(name)
+    except Exception as cause:
+        # tritonclient parses the server's bytes with struct and numpy and lets any of
+        # their errors through.
+        raise InvalidResponseError(
+            f"cannot read the output {name}: {cause}", model=model, url=url
+        ) from cause
+    if array is None:
+        raise InvalidResponseError(f"the output {name} is missing", model=model, url=url)
+    return np.asarray(array)
+
+
+def photo_result(answer: Any, url: str) -> RestoredPhoto:
+    """Return the answer of ``pikfix_photo``.
+
+    Raises:
+        InvalidResponseError: an output is missing, empty or not what the contract says.
+    """
+    values = []
+    for name in ("result", "report"):
+        array = _output(answer, name, PHOTO_MODEL, url)
+        if array.size != 1 or not isinstance(array.flat[0], bytes) or not array.flat[0]:
+            raise InvalidResponseError(
+                f"the output {name} must be one non-empty file, got shape {list(array.shape)} "
+                f"of {array.dtype}",
+                model=PHOTO_MODEL,
+                url=url,
+            )
+        values.append(array.flat[0])
+    return RestoredPhoto(data=values[0], report=Report.from_json(values[1]))
+
+
+def tensor_result(
+    answer: Any, photo_l: npt.NDArray[np.float32], url: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the answer of ``pikfix``.
+
+    Raises:
+        InvalidResponseError: an output is missing, of another shape or type, or not finite.
+    """
+    restored_l = _output(answer, "restored_l", TENSOR_MODEL, url)
+    ab = _output(answer, "ab", TENSOR_MODEL, url)
+    try:
+        check_tensor("restored_l", restored_l, photo_l.shape)
+        check_tensor("ab", ab, (photo_l.shape[0], 2, None, None))
+    except InvalidTensorError as cause:
+        raise InvalidResponseError(
+            f"the server's {cause.detail}", model=TENSOR_MODEL, url=url
+        ) from cause
+    # as_numpy gives views of the message, which cannot be written to.
+    return restored_l.copy(), ab.copy()
+
+
+def server_information(url: str, metadata: Any, index: Any) -> ServerInfo:
+    """Return what the two protobuf answers say."""
+    models = (
+        ModelStatus(name=one.name, version=one.version, state=one.state, reason=one.reason)
+        for one in index.models
+    )
+    return ServerInfo(
+        url=url,
+        name=metadata.name,
+        version=metadata.version,
+        models=tuple(sorted(models, key=lambda one: (one.name, one.version))),
+    )

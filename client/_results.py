@@ -1,0 +1,241 @@
+"""What comes back: the restored photo and the report about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pikfix.client._errors import InvalidOptionsError, InvalidResponseError
+from pikfix.client._files import write_atomically
+
+SUFFIX_FORMATS: Mapping[str, str] = {
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".jpe": "jpeg",
+    ".jfif": "jpeg",
+    ".png": "png",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".webp": "webp",
+}
+
+
+@dataclass(frozen=True)
+class PhotoInfo:
+    """The photo as the server decoded it: its size upright, in pixels, and how it was stored."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    bit_depth: int
+
+
+@dataclass(frozen=True)
+class ResultInfo:
+    """The result file."""
+
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True)
+class ReferenceUse:
+    """A colour reference that was used.
+
+    Attributes:
+        source: ``request`` or ``library``.
+        name: its name in the library; None for one that was sent.
+        score: how well it suits the photo, as the library ranked it.
+        share: its share of the correlation mass, in [0, 1].
+    """
+
+    source: str
+    name: str | None
+    score: float | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds spent on the server."""
+
+    decode_photo: float
+    networks: float
+    encode_photo: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the server says about one photo.
+
+    Attributes:
+        photo: the photo as decoded.
+        result: the result file.
+        references: the references used, none if the photo was left grey.
+        colorized: whether the result has colour.
+        mean_confidence: mean highest correlation with the references, in [-1, 1].
+        seconds: time spent in the steps.
+        model_version: version of the exported networks.
+        warnings: what the caller should know, such as why the photo was left grey.
+    """
+
+    photo: PhotoInfo
+    result: ResultInfo
+    references: tuple[ReferenceUse, ...]
+    colorized: bool
+    mean_confidence: float | None
+    seconds: StepSeconds
+    model_version: str
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Report:
+        """Read the server's JSON; keys that a newer server adds are left out.
+
+        Raises:
+            InvalidResponseError: no JSON, or a key is missing or of the wrong type.
+        """
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError) as cause:
+            raise InvalidResponseError(f"cannot read the report: {cause!r}") from cause
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any]) -> Report:
+        photo, result, seconds = values["photo"], values["result"], values["seconds"]
+        return cls(
+            photo=PhotoInfo(
+                width=_whole(photo["width"]),
+                height=_whole(photo["height"]),
+                format=str(photo["format"]),
+                mode=str(photo["mode"]),
+                bit_depth=_whole(photo["bit_depth"]),
+            ),
+            result=ResultInfo(
+                width=_whole(result["width"]),
+                height=_whole(result["height"]),
+                format=str(result["format"]),
+            ),
+            references=tuple(
+                ReferenceUse(
+                    source=str(one["source"]),
+                    name=None if one.get("name") is None else str(one["name"]),
+                    score=_number_or_none(one.get("score")),
+                    share=_number_or_none(one.get("share")),
+                )
+                for one in values["references"]
+            ),
+            colorized=_truth(values["colorized"]),
+            mean_confidence=_number_or_none(values["mean_confidence"]),
+            seconds=StepSeconds(
+                decode_photo=float(seconds["decode_photo"]),
+                networks=float(seconds["networks"]),
+                encode_photo=float(seconds["encode_photo"]),
+            ),
+            model_version=str(values["model_version"]),
+            warnings=tuple(str(one) for one in values["warnings"]),
+        )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
+    return value
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class RestoredPhoto:
+    """A restored photo.
+
+    Attributes:
+        data: the encoded picture file.
+        report: what the server says about it.
+    """
+
+    data: bytes
+    report: Report
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture, decoded at first use.
+
+        Raises:
+            InvalidResponseError: the server's file cannot be decoded.
+        """
+        try:
+            image = Image.open(io.BytesIO(self.data))
+            image.load()
+        except (OSError, SyntaxError, ValueError) as cause:
+            raise InvalidResponseError(f"cannot decode the result: {cause}") from cause
+        return image
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file as it came; ``path`` gets all of it or stays as it was.
+
+        Raises:
+            InvalidOptionsError: the suffix names another picture format.
+            OSError: the path cannot be written.
+        """
+        named = SUFFIX_FORMATS.get(Path(path).suffix.lower())
+        if named is not None and named != self.report.result.format:
+            raise InvalidOptionsError(
+                f"the result is {self.report.result.format}, and {os.fspath(path)} names "
+                f"{named}; ask restore() for format={named!r}, or choose another suffix"
+            )
+        return write_atomically(path, self.data)
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A model in the server's repository."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What the server says about itself.
+
+    Attributes:
+        url: ``host:port``.
+        name: the server's name, usually ``triton``.
+        version: Triton's version.
+        models: models of its repository, sorted by name and version.
+    """
+
+    url: str
+    name: str
+    version: str
+    models: tuple[ModelStatus, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
