@@ -1,0 +1,88 @@
+"""How an automatic reference is found: the interface, the pool, and a plain chooser.
+
+`pikfix.references` ranks by texture and structure; anything with the call signature of
+`ReferenceChooser` serves here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
+
+MIN_CHROMA = 3.0
+"""References with less mean chroma (Lab units) are grey and have no colour to give."""
+
+
+class ReferenceChooser(Protocol):
+    """Ranks a pool of references for a photo."""
+
+    def __call__(self, luminance: Tensor, exclude: Path) -> Sequence[Path]:
+        """Rank the references for a photo, the best first.
+
+        Args:
+            luminance: [1, 1, H, W], L/50 - 1.
+            exclude: the photo's own file, which must not be among the result, nor a copy of it.
+        """
+        ...
+
+
+class LuminanceChooser:
+    """Ranks references by global statistics of their luminance: its layout and its histogram.
+
+    Deterministic and without weights: the plainest chooser that looks at the photo at all.
+
+    Args:
+        pool: reference files; grey and unreadable ones are left out (see `skipped`).
+    """
+
+    _LAYOUT = 12  # side of the thumbnail
+    _BINS = 32
+
+    def __init__(self, pool: Sequence[Path]) -> None:
+        self.skipped: dict[Path, str] = {}
+        self._paths: list[Path] = []
+        self._digests: list[bytes] = []
+        features = []
+        for path in pool:
+            try:
+                picture = centre_crop(load_resized(path))
+            except ValueError as error:
+                self.skipped[path] = str(error)
+                continue
+            if mean_chroma(picture) < MIN_CHROMA:
+                self.skipped[path] = f"{path} is grey: it has no colour to give"
+                continue
+            self._paths.append(path)
+            self._digests.append(file_digest(path))
+            features.append(self._describe(split_lab(picture)[0][None]))
+        if not features:
+            raise ValueError("no usable reference: the folder needs readable colour photos")
+        self._features = torch.stack(features)
+
+    def __call__(self, luminance: Tensor, exclude: Path) -> list[Path]:
+        """Rank the pool for a photo [1, 1, H, W], without the photo itself."""
+        distance = (self._features - self._describe(luminance)).abs().sum(dim=1)
+        order = torch.argsort(distance, stable=True).tolist()
+        own = file_digest(exclude) if exclude.is_file() else None
+        return [self._paths[i] for i in order if self._digests[i] != own]
+
+    def _describe(self, luminance: Tensor) -> Tensor:
+        """Mean absolute differences of both parts lie on one scale, 0 to 1."""
+        light = (luminance.float().cpu() + 1) / 2
+        layout = F.adaptive_avg_pool2d(light, self._LAYOUT).flatten()
+        histogram = torch.histc(light, self._BINS, 0.0, 1.0) / light.numel()
+        cumulative = torch.cumsum(histogram, dim=0)
+        return torch.cat((layout / layout.numel(), cumulative / cumulative.numel()))
+
+
+def file_digest(path: Path) -> bytes:
+    """Digest of a file's bytes: a copy under another name is still the same photo."""
+    return hashlib.sha256(path.read_bytes()).digest()

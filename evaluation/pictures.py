@@ -1,0 +1,134 @@
+"""The protocols' pictures: crops of a fixed size, luminance and colour, sibling references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
+
+CROP = 256
+"""Side of the square that every figure is measured on."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class SiblingRange:
+    """How far a sibling reference departs from its photo; each value is drawn evenly.
+
+    A hue that differs from the truth's would cap the score of a perfect transfer, so that the
+    colour jitter of the evaluation is milder than that of training.
+    """
+
+    crop: tuple[float, float] = (0.75, 1.0)  # side relative to the photo's short side
+    rotation: float = 12.0  # degrees either way
+    scale: tuple[float, float] = (0.9, 1.1)
+    shear: float = 5.0  # degrees either way
+    shift: float = 0.08  # of the side, either way
+    hue: float = 4.0  # degrees in the ab plane, either way
+    saturation: tuple[float, float] = (0.93, 1.07)
+    contrast: tuple[float, float] = (0.85, 1.15)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Picture files in a folder and its subfolders, sorted by path.
+
+    Raises:
+        ValueError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give a folder of photos")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise ValueError(f"no photos in {folder}: expected files such as .jpg or .png")
+    return found
+
+
+def load_resized(path: Path) -> Tensor:
+    """Read a photo as RGB [3, H, W] in [0, 1], upright, its short side resized to 256.
+
+    Raises:
+        ValueError: the file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            photo = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+    factor = CROP / min(photo.size)
+    size = (max(CROP, round(photo.width * factor)), max(CROP, round(photo.height * factor)))
+    if photo.size != size:
+        photo = photo.resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(photo, dtype=np.float32) / np.float32(255)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def centre_crop(photo: Tensor) -> Tensor:
+    """Cut the centre [3, 256, 256] out of a resized photo."""
+    top, left = (photo.shape[-2] - CROP) // 2, (photo.shape[-1] - CROP) // 2
+    return photo[..., top : top + CROP, left : left + CROP].contiguous()
+
+
+def split_lab(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance [1, H, W] and ab [2, H, W] of RGB [3, H, W], in the networks' ranges."""
+    lab = rgb_to_lab(rgb)
+    return lab[:1], lab[1:]
+
+
+def compose(luminance: Tensor, ab: Tensor) -> Tensor:
+    """RGB [3, H, W] of a luminance [1, H, W] and ab [2, h, w], which is resized bilinearly."""
+    if ab.shape[-2:] != luminance.shape[-2:]:
+        size = (luminance.shape[-2], luminance.shape[-1])
+        ab = F.interpolate(ab[None], size, mode="bilinear", align_corners=False)[0]
+    return lab_to_rgb(torch.cat((luminance, ab.clamp(-1, 1))))
+
+
+def sibling(photo: Tensor, rng: np.random.Generator, limits: SiblingRange | None = None) -> Tensor:
+    """Return another crop of a resized photo, under an affine map and colour jitter, [3, 256, 256].
+
+    After Pik-Fix (Xu et al., WACV 2023, sec. 4), with the narrower ranges of `SiblingRange`.
+    """
+    limits = limits or SiblingRange()
+    height, width = photo.shape[-2:]
+    side = round(min(height, width) * rng.uniform(*limits.crop))
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    crop = photo[None, :, top : top + side, left : left + side]
+    grid = F.affine_grid(_affine(rng, limits), [1, 3, CROP, CROP], align_corners=False)
+    moved = F.grid_sample(crop, grid, padding_mode="reflection", align_corners=False)[0]
+    lab = rgb_to_lab(moved.clamp(0, 1))
+    turn = np.radians(rng.uniform(-limits.hue, limits.hue))
+    factor = rng.uniform(*limits.saturation)
+    a = factor * (np.cos(turn) * lab[1] - np.sin(turn) * lab[2])
+    b = factor * (np.sin(turn) * lab[1] + np.cos(turn) * lab[2])
+    mean = lab[0].mean()
+    lightness = (mean + rng.uniform(*limits.contrast) * (lab[0] - mean)).clamp(-1, 1)
+    return lab_to_rgb(torch.stack((lightness, a, b)))
+
+
+def _affine(rng: np.random.Generator, limits: SiblingRange) -> Tensor:
+    """Map of output to input coordinates in [-1, 1], [1, 2, 3]."""
+    angle = np.radians(rng.uniform(-limits.rotation, limits.rotation))
+    shear = np.tan(np.radians(rng.uniform(-limits.shear, limits.shear)))
+    zoom = 1 / rng.uniform(*limits.scale)
+    shift = rng.uniform(-2 * limits.shift, 2 * limits.shift, 2)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = zoom * rotation @ np.array([[1.0, shear], [0.0, 1.0]])
+    return torch.tensor(np.column_stack([matrix, shift])[None], dtype=torch.float32)
+
+
+def stack_references(pictures: Sequence[Tensor]) -> Tensor:
+    """Lab of R reference pictures [3, H, W] as the networks take them, [1, R, 3, H, W]."""
+    return rgb_to_lab(torch.stack(list(pictures)))[None]
+
+
+def mean_chroma(rgb: Tensor) -> float:
+    """Mean chroma of an RGB picture in Lab units; a grey one has less than about 3."""
+    return float(torch.linalg.vector_norm(rgb_to_lab(rgb)[1:], dim=0).mean() * AB_SCALE)
