@@ -103,9 +103,11 @@ def _attention(
 def _center_normalize(features: Any, eps: float) -> Any:
     op: Any = op18
     centred = op.Sub(features, op.ReduceMean(features, op.Constant(value_ints=[1])))
-    squares = op.ReduceSumSquare(centred, op.Constant(value_ints=[-1]))
-    floor = op.CastLike(op.Constant(value_float=eps * eps), squares)
-    return op.Div(centred, op.Sqrt(op.Add(squares, floor)))
+    norm = op.ReduceL2(centred, op.Constant(value_ints=[-1]))
+    # Not hypot's sum of squares: onnxscript's optimiser takes an added 1e-10 for a zero and drops
+    # it, and a single position, whose centred features are zero, would give NaN.
+    floor = op.CastLike(op.Constant(value_float=eps), norm)
+    return op.Div(centred, op.Max(norm, floor))
 
 
 def _sphist(ab: Any, centres: Any, sigma: float, pool: int) -> Any:
