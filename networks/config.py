@@ -1,4 +1,4 @@
-"""What a Pik-Fix network is made of: one frozen configuration, two presets, the paper's ablations."""
+"""What a Pik-Fix network is made of: one configuration, two presets, the paper's ablations."""
 
 from __future__ import annotations
 

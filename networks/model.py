@@ -49,8 +49,8 @@ def working_size(height: int, width: int, limit: int = WORKING_LIMIT) -> tuple[i
 
     def scale(side: int) -> int:
         multiple = (side * limit // long_side + half) // SIDE_MULTIPLE
-        side = torch.sym_max(multiple, 1) * SIDE_MULTIPLE
-        return side
+        working: int = torch.sym_max(multiple, 1) * SIDE_MULTIPLE
+        return working
 
     return scale(height), scale(width)
 

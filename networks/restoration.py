@@ -47,8 +47,8 @@ class Restoration(nn.Module):
     """
 
     RECEPTIVE_FIELD_RADIUS = 128
-    """An output pixel depends on no input pixel farther away than this (three blocks of four
-    units at 1/8, their head, fusion and bilinear enlargement): tiles that overlap by it are exact."""
+    """No output pixel depends on an input pixel farther away (three blocks of four units at 1/8,
+    their head, fusion and bilinear enlargement): tiles that overlap by this are exact."""
 
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()

@@ -121,8 +121,8 @@ class Similarity(nn.Module):
         """
         batch, _, height, width = working_l.shape
         reference_l, reference_ab = reference_lab.flatten(0, 1).split((1, 2), dim=1)
-        sizes = [(height >> i + 2, width >> i + 2) for i in range(PYRAMID_LEVELS)]
         if self.mode == "none":
+            sizes = [(height // (4 << i), width // (4 << i)) for i in range(PYRAMID_LEVELS)]
             return self._unaligned(reference_ab, batch, sizes)
 
         photo_features = self._features(working_l)
@@ -140,9 +140,8 @@ class Similarity(nn.Module):
                 values.reshape(batch, -1, values.shape[-1]),
                 self.temperature,
             )
-            size = sizes[scale]
-            warped.append(out.transpose(1, 2).reshape(batch, -1, *size))
-            confidence.append(best.reshape(batch, 1, *size))
+            warped.append(out.transpose(1, 2).unflatten(2, query.shape[-2:]))
+            confidence.append(best.unsqueeze(1).unflatten(2, query.shape[-2:]))
         if self.mode == "single":
             warped = [change_scale(warped[0], _SINGLE_SCALE, i) for i in range(PYRAMID_LEVELS)]
             confidence = [
