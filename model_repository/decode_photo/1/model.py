@@ -1,0 +1,157 @@
+"""First step of pikfix_photo: picture files to the tensors the networks take.
+
+Inputs, with a batch dimension B:
+    photo      BYTES [B, 1]            encoded pictures
+    reference  BYTES [B, R], optional  encoded pictures; absent or empty: none sent
+    options    BYTES [B, 1], optional  JSON objects, see pikfix.photos.steps.Options
+Outputs:
+    photo_l        FP32 [B, 1, H, W]          L/50 - 1, reflected to a bucket of shapes
+    reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
+    photo_info     BYTES [B, 1]               notes for encode_photo
+Configuration parameters, all optional: max_pixels (of any picture), bucket_sides (multiples of
+32, separated by commas), reference_side (longest side of references), max_references.
+
+A request that fails answers ``[decode_photo] code: message``; others of its batch go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from PIL import Image
+
+from pikfix.photos import (
+    DEFAULT_BUCKET_SIDES,
+    DEFAULT_MAX_PIXELS,
+    Photo,
+    PhotoError,
+    bucket_shape,
+    check_bucket_sides,
+    decode_photo,
+    pad_reflect,
+    photo_luminance,
+)
+from pikfix.photos.responses import respond
+from pikfix.photos.steps import (
+    DEFAULT_MAX_REFERENCES,
+    DEFAULT_REFERENCE_SIDE,
+    Options,
+    PhotoNotes,
+    Reference,
+    check_deadline,
+    config_value,
+    decode_references,
+    grey_reference,
+    join_references,
+    parse_options,
+    reference_planes,
+    reference_shape,
+    take_notes,
+)
+
+STEP = "decode_photo"
+
+
+class TritonPythonModel:
+    """The step as the server's python backend runs it.
+
+    Attributes:
+        choose_references: photo -> references for it, asked when a request brings none; None
+            where the server has no library of references. The one place to plug one in.
+    """
+
+    choose_references: Callable[[Photo], list[Reference]] | None = None
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the configuration; a wrong value keeps the model from loading."""
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self.max_pixels = config_value(parameters, "max_pixels", DEFAULT_MAX_PIXELS)
+        self.reference_side = config_value(parameters, "reference_side", DEFAULT_REFERENCE_SIDE)
+        self.max_references = config_value(parameters, "max_references", DEFAULT_MAX_REFERENCES)
+        if self.reference_side < 32:
+            raise ValueError("parameter reference_side must be at least 32")
+        default_sides = ",".join(map(str, DEFAULT_BUCKET_SIDES))
+        sides = config_value(parameters, "bucket_sides", default_sides)
+        self.bucket_sides = check_bucket_sides([int(side) for side in sides.split(",")])
+        # This process decodes pictures only here, under max_pixels.
+        Image.MAX_IMAGE_PIXELS = self.max_pixels
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own."""
+        return [respond(pb_utils, STEP, self._decode, request) for request in requests]
+
+    def _decode(self, request: Any) -> dict[str, np.ndarray]:
+        check_deadline(request.parameters())
+        started = time.time()
+        photos = _rows(request, "photo")
+        if not photos or any(len(row) != 1 for row in photos):
+            raise PhotoError("bad_tensor", "photo must have the shape [B, 1]: one file per photo")
+        count = len(photos)
+        references = _rows(request, "reference") or [[]] * count
+        options = _rows(request, "options") or [[]] * count
+        if len(references) != count or len(options) != count:
+            raise PhotoError("bad_tensor", f"reference and options must have {count} rows as photo")
+        luminances, planes, notes = [], [], []
+        shape: tuple[int, int] | None = None
+        for number in range(count):
+            try:
+                wishes = parse_options(options[number][0] if options[number] else b"")
+                photo, chosen, note = self._one(photos[number][0], references[number], wishes)
+            except PhotoError as error:
+                if count == 1:
+                    raise
+                place = f"photo {number + 1} of {count}: "
+                raise PhotoError(error.code, place + error.message) from error
+            luminances.append(photo_luminance(photo.pixels))
+            notes.append(note)
+            if chosen:
+                # One size for the whole request, that of its first reference.
+                shape = shape or reference_shape(chosen[0].pixels.shape[:2], self.reference_side)
+                planes.append(reference_planes(chosen, shape))
+            else:
+                planes.append(grey_reference())
+        outputs = {
+            "photo_l": self._padded(luminances),
+            "reference_lab": join_references(planes, shape),
+        }
+        now = time.time()
+        times = {"decode_seconds": now - started, "decoded_at": now}
+        written = [[dataclasses.replace(note, **times).to_json()] for note in notes]
+        return {**outputs, "photo_info": np.array(written, dtype=object)}
+
+    def _one(
+        self, file: bytes, reference_files: list[bytes], options: Options
+    ) -> tuple[Photo, list[Reference], PhotoNotes]:
+        photo = decode_photo(file, self.max_pixels)
+        references: list[Reference] = []
+        if options.color:
+            references = decode_references(
+                reference_files, self.max_pixels, self.max_references, self.reference_side
+            )
+            if not references and self.choose_references is not None:
+                references = self.choose_references(photo)
+        library = self.choose_references is not None
+        notes = take_notes(photo, options, references, library=library)
+        return photo, references, notes
+
+    def _padded(self, luminances: list[np.ndarray]) -> np.ndarray:
+        shapes = [bucket_shape(*plane.shape, self.bucket_sides) for plane in luminances]
+        shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
+        return np.stack([pad_reflect(plane, shape)[None] for plane in luminances])
+
+
+def _rows(request: Any, name: str) -> list[list[bytes]] | None:
+    """Read an input of bytes [B, N] as lists; None where it is absent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if array.ndim != 2:
+        raise PhotoError("bad_tensor", f"{name} must have two dimensions, it has {array.ndim}")
+    return [[bytes(item) for item in row] for row in array]

@@ -1,0 +1,154 @@
+"""Last step of pikfix_photo: the networks' tensors to picture files and reports.
+
+Inputs, with a batch dimension B:
+    restored_l          FP32 [B, 1, H, W]   L/50 - 1 of the padded photo
+    ab                  FP32 [B, 2, h, w]   a/110, b/110 at the working size
+    confidence_1..4     FP32 [B, 1, h_i, w_i], optional: highest correlations, for the report
+    photo_info          BYTES [B, 1]        what decode_photo noted
+Outputs:
+    result  BYTES [B, 1]   encoded pictures of the photos' own sizes
+    report  BYTES [B, 1]   JSON objects
+Configuration parameter, optional: model_version, the networks' version for the report.
+
+A request that fails answers ``[encode_photo] code: message``; others of its batch go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pikfix.photos import (
+    ChromaPlanes,
+    PhotoError,
+    compose,
+    crop,
+    encode_photo,
+    grey_from_luminance,
+)
+from pikfix.photos.encode import holds_deep
+from pikfix.photos.responses import respond
+from pikfix.photos.steps import PhotoNotes, check_deadline, config_value
+
+STEP = "encode_photo"
+CONFIDENCES = tuple(f"confidence_{level}" for level in range(1, 5))
+
+
+class TritonPythonModel:
+    """The step as the server's python backend runs it."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the configuration."""
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self.model_version = config_value(parameters, "model_version", str(args["model_version"]))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own."""
+        return [respond(pb_utils, STEP, self._encode, request) for request in requests]
+
+    def _encode(self, request: Any) -> dict[str, np.ndarray]:
+        check_deadline(request.parameters())
+        arrived = time.time()
+        restored_l = _tensor(request, "restored_l", channels=1)
+        ab = _tensor(request, "ab", channels=2)
+        confidences = [
+            _tensor(request, name, channels=1)
+            for name in CONFIDENCES
+            if pb_utils.get_input_tensor_by_name(request, name) is not None
+        ]
+        info = pb_utils.get_input_tensor_by_name(request, "photo_info")
+        rows = [] if info is None else info.as_numpy().ravel().tolist()
+        if any(len(part) != len(rows) for part in (restored_l, ab, *confidences)):
+            raise PhotoError(
+                "bad_tensor",
+                f"restored_l, ab, confidence_i and photo_info must agree in batch size, got"
+                f" {[len(part) for part in (restored_l, ab, *confidences, rows)]}",
+            )
+        results, reports = [], []
+        for number, row in enumerate(rows):
+            notes = PhotoNotes.from_json(bytes(row))
+            networks = max(arrived - notes.decoded_at, 0.0)
+            started = time.time()
+            maps = [confidence[number, 0] for confidence in confidences]
+            result, report = self._one(restored_l[number, 0], ab[number], maps, notes)
+            report["seconds"] = {
+                "decode_photo": round(notes.decode_seconds, 4),
+                "networks": round(networks, 4),
+                "encode_photo": round(time.time() - started, 4),
+            }
+            results.append(result)
+            reports.append(json.dumps(report, allow_nan=False).encode())
+        return {
+            "result": np.array([[result] for result in results], dtype=object),
+            "report": np.array([[report] for report in reports], dtype=object),
+        }
+
+    def _one(
+        self, padded_l: np.ndarray, ab: np.ndarray, maps: list[np.ndarray], notes: PhotoNotes
+    ) -> tuple[bytes, dict[str, Any]]:
+        height, width = notes.size
+        padded = (padded_l.shape[0], padded_l.shape[1])
+        if not (1 <= height <= padded[0] and 1 <= width <= padded[1]):
+            raise PhotoError(
+                "bad_tensor",
+                f"restored_l is {padded[1]} x {padded[0]}, the photo {width} x {height}:"
+                " send the restored_l that belongs to this photo_info",
+            )
+        light = crop(padded_l, notes.size)
+        deep = notes.deep and holds_deep(notes.format, grey=not notes.colorize)
+        confidence = None
+        if notes.colorize:
+            pixels = compose(light, ChromaPlanes(ab, padded, notes.size).rows, deep=deep)
+            confidence = _mean_confidence(maps, padded, notes.size)
+        else:
+            pixels = grey_from_luminance(light, deep=deep)
+        result, warnings = encode_photo(
+            pixels, notes.format, quality=notes.quality, exif=notes.exif, dpi=notes.dpi
+        )
+        return result, {
+            "photo": notes.photo,
+            "result": {"width": width, "height": height, "format": notes.format},
+            "references": notes.references,
+            "colorized": notes.colorize,
+            "mean_confidence": confidence,
+            "model_version": self.model_version,
+            "warnings": [*notes.warnings, *warnings],
+        }
+
+
+def _mean_confidence(
+    maps: list[np.ndarray], padded: tuple[int, int], size: tuple[int, int]
+) -> float | None:
+    """Mean over the levels of the mean over the photo, its padding left out."""
+    if not maps:
+        return None
+    means = []
+    for level in maps:
+        rows = math.ceil(level.shape[0] * size[0] / padded[0])
+        columns = math.ceil(level.shape[1] * size[1] / padded[1])
+        means.append(float(crop(level, (rows, columns)).mean()))
+    return round(sum(means) / len(means), 4)
+
+
+def _tensor(request: Any, name: str, channels: int) -> np.ndarray:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise PhotoError("bad_tensor", f"{name} is missing: send it")
+    array: np.ndarray = tensor.as_numpy()
+    if array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
+        raise PhotoError(
+            "bad_tensor",
+            f"{name} must have the shape [B, {channels}, H, W], it has {list(array.shape)}",
+        )
+    # The minimum and maximum are NaN or infinite where any value is, without a copy of the mask.
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise PhotoError(
+            "bad_tensor",
+            f"{name} holds NaN or infinite values: check the networks' checkpoint and precision",
+        )
+    return array.astype(np.float32, copy=False)

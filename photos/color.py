@@ -1,0 +1,304 @@
+"""CIELAB (D65, 2 degrees) and sRGB in numpy, with scikit-image's constants.
+
+Two families: exact conversions for any array (:func:`rgb_to_lab`, :func:`lab_to_rgb`,
+:func:`luminance`, :func:`lab_to_rgb_in_gamut`), in the precision of their input, and
+table-driven ones for whole photos (:func:`photo_luminance`, :func:`grey_from_luminance`,
+:func:`compose`), which work in chunks of rows so that a photo of any size costs one chunk of
+temporary memory and stays in the processor's cache.
+
+Colours outside sRGB are brought in along a line of constant L and hue towards grey: plain
+clipping of R, G and B would change the luminance, which the restoration has decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+FloatArray = npt.NDArray[Any]
+ByteArray = npt.NDArray[np.uint8]
+
+RGB_TO_XYZ = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+)
+XYZ_TO_RGB = np.linalg.inv(RGB_TO_XYZ)
+WHITE = np.array([0.95047, 1.0, 1.08883])
+
+# CIE's f: cube root above EPSILON, a line below; SLOPE and OFFSET as scikit-image rounds them.
+_EPSILON = 0.008856
+_F_EPSILON = 0.2068966
+_SLOPE = 7.787
+_OFFSET = 16.0 / 116.0
+
+# Rows are grouped so that one chunk's temporaries fit in the second-level cache.
+_CHUNK_PIXELS = 1 << 15
+# A linear channel may leave [0, 1] by this much before its colour counts as out of gamut:
+# scikit-image's white point and matrix agree to 1e-4 only, so white itself overshoots.
+_BELOW, _ABOVE = 2e-6, 2e-4
+# Halvings of the search for the most chroma that fits: the error is below 1/1000 of the chroma.
+_HALVINGS = 10
+_CURVE_STEPS = 65535
+
+
+def srgb_to_linear(values: FloatArray) -> FloatArray:
+    """Undo the sRGB curve: [0, 1] -> [0, 1], any shape (IEC 61966-2-1)."""
+    return np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+
+
+def linear_to_srgb(values: FloatArray) -> FloatArray:
+    """Apply the sRGB curve: [0, 1] -> [0, 1], any shape; negative values count as 0."""
+    values = np.maximum(values, 0)
+    return np.where(values > 0.0031308, 1.055 * values ** (1 / 2.4) - 0.055, values * 12.92)
+
+
+def _f(t: FloatArray) -> FloatArray:
+    return np.where(t > _EPSILON, np.cbrt(t), _SLOPE * t + _OFFSET)
+
+
+def _inverse_f(f: FloatArray) -> FloatArray:
+    return np.where(f > _F_EPSILON, f * f * f, (f - _OFFSET) / _SLOPE)
+
+
+def _as_unit(rgb: npt.NDArray[Any]) -> FloatArray:
+    return rgb / 255.0 if rgb.dtype == np.uint8 else rgb
+
+
+def rgb_to_lab(rgb: npt.NDArray[Any]) -> FloatArray:
+    """Convert sRGB to CIELAB.
+
+    Args:
+        rgb: [..., 3], uint8 or floating point in [0, 1].
+
+    Returns:
+        [..., 3]: L in [0, 100], a, b; equal to ``skimage.color.rgb2lab``.
+    """
+    xyz = srgb_to_linear(_as_unit(rgb)) @ RGB_TO_XYZ.T.astype(_float_type(rgb))
+    f = _f(xyz / WHITE.astype(xyz.dtype))
+    return np.stack(
+        [
+            116.0 * f[..., 1] - 16.0,
+            500.0 * (f[..., 0] - f[..., 1]),
+            200.0 * (f[..., 1] - f[..., 2]),
+        ],
+        axis=-1,
+    )
+
+
+def lab_to_rgb(lab: FloatArray) -> FloatArray:
+    """Convert CIELAB [..., 3] to sRGB [..., 3], clipped to [0, 1], as ``skimage.color.lab2rgb``."""
+    clipped: FloatArray = np.clip(linear_to_srgb(_lab_to_linear(lab)), 0.0, 1.0)
+    return clipped
+
+
+def _lab_to_linear(lab: FloatArray) -> FloatArray:
+    fy = (lab[..., 0] + 16.0) / 116.0
+    fx = lab[..., 1] / 500.0 + fy
+    fz = np.maximum(fy - lab[..., 2] / 200.0, 0.0)
+    xyz = _inverse_f(np.stack([fx, fy, fz], axis=-1)) * WHITE.astype(lab.dtype)
+    linear: FloatArray = xyz @ XYZ_TO_RGB.T.astype(lab.dtype)
+    return linear
+
+
+def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
+    """L [...] in [0, 100] of sRGB [..., 3] or of a grey picture given as [..., 1]."""
+    linear = srgb_to_linear(_as_unit(rgb))
+    if linear.shape[-1] == 1:
+        return 116.0 * _f(linear[..., 0]) - 16.0
+    return 116.0 * _f(linear @ RGB_TO_XYZ[1].astype(linear.dtype)) - 16.0
+
+
+def _float_type(array: npt.NDArray[Any]) -> np.dtype[Any]:
+    return array.dtype if np.issubdtype(array.dtype, np.floating) else np.dtype(np.float64)
+
+
+_LEVELS = np.arange(256) / 255.0
+_GREY_TABLE = (luminance(_LEVELS[:, None]) / 50.0 - 1.0).astype(np.float32)
+_Y_TABLES = (srgb_to_linear(_LEVELS)[None] * RGB_TO_XYZ[1][:, None]).astype(np.float32)
+_CURVE_TABLE = np.rint(255.0 * linear_to_srgb(np.arange(_CURVE_STEPS + 1) / _CURVE_STEPS)).astype(
+    np.uint8
+)
+# Scaled L at 2^16 steps -> the nearest grey level. Levels lie at least 0.27 L apart and a step
+# is 0.0015 L, so a level read from a photo always comes back as itself.
+_GREY_CURVE_TABLE = np.rint(
+    255.0 * linear_to_srgb(_inverse_f((np.arange(65536) / 655.35 + 16.0) / 116.0))
+).astype(np.uint8)
+
+
+def _row_chunks(height: int, width: int) -> Iterator[slice]:
+    rows = max(1, _CHUNK_PIXELS // max(width, 1))
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def photo_luminance(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Luminance of a whole photo as the networks take it.
+
+    Args:
+        pixels: [H, W] grey or [H, W, 3] sRGB; uint8, or floating point in [0, 1].
+
+    Returns:
+        [H, W] float32, L/50 - 1 in [-1, 1].
+    """
+    if pixels.dtype == np.uint8 and pixels.ndim == 2:
+        return np.take(_GREY_TABLE, pixels)
+    out = np.empty(pixels.shape[:2], np.float32)
+    for rows in _row_chunks(*out.shape):
+        chunk = pixels[rows]
+        if chunk.dtype == np.uint8:
+            y = _Y_TABLES[0][chunk[..., 0]]
+            y += _Y_TABLES[1][chunk[..., 1]]
+            y += _Y_TABLES[2][chunk[..., 2]]
+            f = np.cbrt(y)
+            dark = y <= _EPSILON
+            f[dark] = _SLOPE * y[dark] + _OFFSET
+            out[rows] = f * 2.32 - 1.32
+        else:
+            chunk = chunk if chunk.ndim == 3 else chunk[..., None]
+            out[rows] = luminance(chunk.astype(np.float64)) / 50.0 - 1.0
+    return np.clip(out, -1.0, 1.0, out=out)
+
+
+def lab_planes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Scaled Lab [3, H, W] float32 (L/50 - 1, a/110, b/110) of [H, W] or [H, W, 3] sRGB pixels."""
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    lab = rgb_to_lab(pixels)
+    lab[..., 0] = lab[..., 0] / 50.0 - 1.0
+    lab[..., 1:] /= 110.0
+    return np.ascontiguousarray(lab.transpose(2, 0, 1), dtype=np.float32)
+
+
+def grey_from_luminance(
+    scaled_l: npt.NDArray[np.float32], *, deep: bool = False
+) -> npt.NDArray[Any]:
+    """Grey sRGB levels of scaled L [H, W]; values outside [-1, 1] are clipped, never stretched.
+
+    Returns:
+        [H, W] uint8 in [0, 255], or uint16 in [0, 65535] with ``deep``.
+    """
+    out = np.empty(scaled_l.shape, np.uint16 if deep else np.uint8)
+    for rows in _row_chunks(*scaled_l.shape):
+        if deep:
+            light = np.clip(scaled_l[rows].astype(np.float64), -1.0, 1.0) * 50.0 + 50.0
+            grey = linear_to_srgb(_inverse_f((light + 16.0) / 116.0))
+            out[rows] = np.rint(np.clip(grey, 0.0, 1.0) * 65535.0)
+        else:
+            step = np.clip(scaled_l[rows] * 32767.5 + 32768.0, 0.0, 65535.0)
+            out[rows] = _GREY_CURVE_TABLE[step.astype(np.int32)]
+    return out
+
+
+class ChromaPlanes:
+    """The colorization's ab, read at the photo's own resolution.
+
+    Args:
+        ab: [2, h, w] float32, a/110 and b/110, covering the padded photo.
+        padded: (H, W) of the padded photo.
+        size: (height, width) of the photo, which lies in the top left corner of the padded one.
+
+    Bilinear, sample centres aligned (``align_corners=False``). Rows are interpolated only when
+    they are asked for: at 3000 x 2000 the full planes would take 48 MB.
+    """
+
+    def __init__(
+        self, ab: npt.NDArray[np.float32], padded: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        self._planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in ab]
+        self._scale = (ab.shape[1] / padded[0], ab.shape[2] / padded[1])
+        self._width = size[1]
+
+    def rows(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Return ab of these rows: [2, rows, width] float32."""
+        scale_y, scale_x = self._scale
+        box = (0.0, rows.start * scale_y, self._width * scale_x, rows.stop * scale_y)
+        size = (self._width, rows.stop - rows.start)
+        bilinear = Image.Resampling.BILINEAR
+        return np.stack([np.asarray(p.resize(size, bilinear, box=box)) for p in self._planes])
+
+
+def compose(
+    scaled_l: npt.NDArray[np.float32], chroma: Callable[[slice], FloatArray], *, deep: bool = False
+) -> npt.NDArray[Any]:
+    """Colours of a whole photo from its luminance and its chroma.
+
+    Args:
+        scaled_l: [H, W], scaled L; values outside [-1, 1] are clipped, never stretched.
+        chroma: rows -> [2, rows, W], a/110 and b/110 (:meth:`ChromaPlanes.rows`).
+        deep: 16 bits a channel.
+
+    Returns:
+        [H, W, 3] uint8 or uint16 sRGB. L of the result differs from ``scaled_l`` by rounding alone:
+        at most 0.3 at 8 bits, 0.01 at 16 bits, on the scale of 0 to 100; colours outside sRGB
+        keep L and hue and lose chroma.
+    """
+    out = np.empty((*scaled_l.shape, 3), np.uint16 if deep else np.uint8)
+    for rows in _row_chunks(*scaled_l.shape):
+        ab = chroma(rows)
+        dtype = np.float64 if deep else np.float32
+        lin = _in_gamut(np.clip(scaled_l[rows], -1.0, 1.0).ravel(), ab.reshape(2, -1), dtype)
+        if deep:
+            levels = np.rint(linear_to_srgb(np.clip(lin, 0.0, 1.0)) * 65535.0)
+        else:
+            lin *= _CURVE_STEPS
+            lin += 0.5
+            np.clip(lin, 0.0, _CURVE_STEPS, out=lin)
+            levels = _CURVE_TABLE[lin.astype(np.int32)]
+        for channel in range(3):
+            out[rows, :, channel] = levels[channel].reshape(ab.shape[1:])
+    return out
+
+
+def _in_gamut(scaled_l: FloatArray, ab: FloatArray, dtype: type[np.floating[Any]]) -> FloatArray:
+    """Linear sRGB [3, n] of scaled L [n] and ab [2, n], chroma reduced where it does not fit."""
+    fy = scaled_l.astype(dtype)
+    fy *= dtype(50.0 / 116.0)
+    fy += dtype(66.0 / 116.0)
+    da = ab[0].astype(dtype)
+    da *= dtype(110.0 / 500.0)
+    db = ab[1].astype(dtype)
+    db *= dtype(110.0 / 200.0)
+    y = _cube(fy)
+    lin = _linear_planes(fy, y, da, db)
+    outside = np.flatnonzero((lin.min(axis=0) < -_BELOW) | (lin.max(axis=0) > 1.0 + _ABOVE))
+    if outside.size:
+        fy, y, da, db = fy[outside], y[outside], da[outside], db[outside]
+        share = np.zeros(outside.size, dtype)
+        step = dtype(0.5)
+        for _ in range(_HALVINGS):
+            trial = _linear_planes(fy, y, da * (share + step), db * (share + step))
+            fits = (trial.min(axis=0) >= -_BELOW) & (trial.max(axis=0) <= 1.0 + _ABOVE)
+            share += step * fits
+            step = dtype(step / 2)
+        lin[:, outside] = _linear_planes(fy, y, da * share, db * share)
+    return lin
+
+
+def _linear_planes(fy: FloatArray, y: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
+    x = _cube(fy + da)
+    z = _cube(np.maximum(fy - db, 0.0))
+    out = np.empty((3, *y.shape), y.dtype)
+    scratch = np.empty_like(y)
+    matrix = (XYZ_TO_RGB * WHITE).astype(y.dtype)
+    for channel in range(3):
+        plane = np.multiply(x, matrix[channel, 0], out=out[channel])
+        plane += np.multiply(y, matrix[channel, 1], out=scratch)
+        plane += np.multiply(z, matrix[channel, 2], out=scratch)
+    return out
+
+
+def _cube(f: FloatArray) -> FloatArray:
+    """CIE's inverse f, spending time on its linear part only where there is one."""
+    cubed = f * f
+    cubed *= f
+    dark = np.flatnonzero(f <= _F_EPSILON)
+    if dark.size:
+        cubed[dark] = (f[dark] - _OFFSET) / _SLOPE
+    return cubed

@@ -1,0 +1,33 @@
+"""The error that every function on picture files raises for what a user can cause."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ErrorCode = Literal[
+    "bad_photo",
+    "bad_reference",
+    "bad_options",
+    "photo_too_large",
+    "bad_tensor",
+    "deadline_exceeded",
+    "internal",
+]
+
+
+class PhotoError(ValueError):
+    """A picture, an option or a tensor that cannot be worked on.
+
+    Attributes:
+        code: one of :data:`ErrorCode`; clients tell errors apart by it.
+        message: one line: what is wrong and what to do.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        # Parsers quote file contents; a line break would end the error early for a client.
+        self.message = " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.message

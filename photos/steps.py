@@ -1,0 +1,364 @@
+"""What the first and the last step of the ensemble share: options, deadline, notes, references.
+
+Nothing here knows the server: requests come in as bytes and JSON text, so that all of it can
+be tested without one.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pikfix.photos import encode
+from pikfix.photos.color import lab_planes
+from pikfix.photos.decode import Photo, decode_photo
+from pikfix.photos.errors import PhotoError
+from pikfix.photos.padding import MULTIPLE
+
+T = TypeVar("T", int, str)
+
+DEFAULT_REFERENCE_SIDE = 256
+DEFAULT_MAX_REFERENCES = 8
+_NOTES_VERSION = 1
+
+
+def config_value(parameters: Mapping[str, Any], name: str, default: T) -> T:
+    """Read a parameter of the model's configuration.
+
+    Args:
+        parameters: ``model_config["parameters"]``: name -> {"string_value": text}.
+        name: the parameter.
+        default: its value where absent; also gives the type.
+
+    Raises:
+        ValueError: an integer was expected, or it is below 1.
+    """
+    if name not in parameters:
+        return default
+    text = str(parameters[name]["string_value"]).strip()
+    if isinstance(default, str):
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"parameter {name} is {text!r}: set a whole number of at least 1")
+    return int(text)
+
+
+def check_deadline(parameters: str | None, now: float | None = None) -> None:
+    """Stop work that nobody waits for any more.
+
+    The server times out what waits in a queue, never what runs, so each step asks for itself.
+
+    Args:
+        parameters: the request's parameters as JSON text; ``deadline_unix_ms`` is the deadline
+            in milliseconds of Unix time.
+        now: Unix time in seconds; the clock's where None.
+
+    Raises:
+        PhotoError: ``deadline_exceeded``; ``bad_options`` where the value is no integer.
+    """
+    deadline = json.loads(parameters).get("deadline_unix_ms") if parameters else None
+    if deadline is None:
+        return
+    if not isinstance(deadline, int) or isinstance(deadline, bool):
+        raise PhotoError("bad_options", "deadline_unix_ms must be an integer: Unix time in ms")
+    late = (time.time() if now is None else now) * 1000.0 - deadline
+    if late > 0:
+        raise PhotoError(
+            "deadline_exceeded",
+            f"the deadline passed {late:.0f} ms ago: allow more time, or try when load is lower",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a client may ask for with a photo.
+
+    Attributes:
+        color: colorize; False leaves the restored photo grey.
+        format: jpeg, png, tiff or webp; None: the photo's own if it is one of these, else png.
+        quality: 1 to 100, for jpeg and webp.
+    """
+
+    color: bool = True
+    format: str | None = None
+    quality: int = encode.DEFAULT_QUALITY
+
+
+def parse_options(data: bytes) -> Options:
+    """Parse the options of a request.
+
+    Args:
+        data: a JSON object in UTF-8; empty means all defaults.
+
+    Raises:
+        PhotoError: ``bad_options``, naming the key.
+    """
+    if not data.strip():
+        return Options()
+    try:
+        given = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PhotoError("bad_options", f"options are not valid JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise PhotoError("bad_options", "options must be a JSON object")
+    known = [field.name for field in dataclasses.fields(Options)]
+    for key in given:
+        if key not in known:
+            raise PhotoError("bad_options", f"option {key!r} is unknown: use {', '.join(known)}")
+    options = Options(**given)
+    if not isinstance(options.color, bool):
+        raise PhotoError("bad_options", "color must be true or false")
+    if options.format is not None and options.format not in encode.FORMATS:
+        raise PhotoError("bad_options", f"format must be one of {', '.join(encode.FORMATS)}")
+    quality = options.quality
+    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
+        raise PhotoError("bad_options", "quality must be an integer from 1 to 100")
+    return options
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A picture whose colours the photo takes.
+
+    Attributes:
+        pixels: [H, W] or [H, W, 3] sRGB, uint8.
+        source: "request", or "library" where the server chose it.
+        name: its name in the library.
+        score: how well it suits the photo, as the library judges.
+    """
+
+    pixels: npt.NDArray[Any]
+    source: str = "request"
+    name: str | None = None
+    score: float | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Return its entry in the report; the share of matches is not known at this step."""
+        return {"source": self.source, "name": self.name, "score": self.score, "share": None}
+
+
+def decode_references(
+    files: Sequence[bytes], max_pixels: int, max_references: int, side: int
+) -> list[Reference]:
+    """Decode the references of one request; empty files count as absent.
+
+    Args:
+        files: encoded pictures.
+        max_pixels: limit for each.
+        max_references: limit of their number: the correlation grows with it.
+        side: the side they will be resized to.
+
+    Raises:
+        PhotoError: ``bad_reference``, naming which one.
+    """
+    files = [file for file in files if file]
+    if len(files) > max_references:
+        raise PhotoError(
+            "bad_reference", f"{len(files)} references were sent: send at most {max_references}"
+        )
+    references = []
+    for number, file in enumerate(files, 1):
+        try:
+            # Twice the side, so that the antialiased resize has pixels to average.
+            photo = decode_photo(file, max_pixels, shrink_to=2 * side)
+        except PhotoError as error:
+            raise PhotoError("bad_reference", f"reference {number}: {error}") from error
+        references.append(Reference(_shallow(photo)))
+    return references
+
+
+def _shallow(photo: Photo) -> npt.NDArray[np.uint8]:
+    pixels = np.rint(photo.pixels * 255.0) if photo.deep else photo.pixels
+    return pixels.astype(np.uint8, copy=False)
+
+
+def reference_shape(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Choose the size for references: the aspect of ``size``, multiples of 32, long side <= side.
+
+    Smaller pictures are not enlarged beyond the next multiple.
+    """
+    scale = min(1.0, side / max(size))
+    limit = side // MULTIPLE * MULTIPLE
+
+    def multiple(length: int) -> int:
+        return min(max(round(length * scale / MULTIPLE), 1) * MULTIPLE, limit)
+
+    return multiple(size[0]), multiple(size[1])
+
+
+def reference_planes(
+    references: Sequence[Reference], shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Resize references (antialiased) to one size: scaled Lab [R, 3, H, W] float32."""
+    size = (shape[1], shape[0])
+    lanczos = Image.Resampling.LANCZOS
+    return np.stack(
+        [
+            lab_planes(np.asarray(Image.fromarray(ref.pixels).resize(size, lanczos)))
+            for ref in references
+        ]
+    )
+
+
+def grey_reference() -> npt.NDArray[np.float32]:
+    """Mid grey [1, 3, 32, 32]: the cheapest reference, for photos that stay grey."""
+    return np.zeros((1, 3, MULTIPLE, MULTIPLE), np.float32)
+
+
+def join_references(
+    planes: Sequence[npt.NDArray[np.float32]], shape: tuple[int, int] | None
+) -> npt.NDArray[np.float32]:
+    """Join the references of a request's photos into one tensor.
+
+    A tensor needs one number of references. Their positions share a softmax, which does not
+    change when every reference is there equally often: so each photo's set is repeated to the
+    least common multiple of the numbers.
+
+    Args:
+        planes: for each photo [R_i, 3, H, W], or a grey reference where it stays grey.
+        shape: (H, W) of the references; None where no photo has any.
+
+    Returns:
+        [B, R, 3, H, W] float32.
+
+    Raises:
+        PhotoError: ``bad_reference``, where the common multiple is out of proportion.
+    """
+    if shape is None:
+        return np.stack(planes)
+    counts = [len(plane) for plane in planes]
+    common = math.lcm(*counts)
+    if common > 2 * max(counts):
+        raise PhotoError(
+            "bad_reference",
+            f"the photos of this request have {sorted(set(counts))} references:"
+            " send photos with as many references each, or one photo per request",
+        )
+    out = np.zeros((len(planes), common, 3, *shape), np.float32)
+    for number, plane in enumerate(planes):
+        if plane.shape[2:] == shape:  # what stays grey needs no colours: zeros are mid grey
+            out[number] = np.tile(plane, (common // len(plane), 1, 1, 1))
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoNotes:
+    """What decode_photo tells encode_photo about a photo (the tensor photo_info, JSON).
+
+    Attributes:
+        size: (height, width) to crop to.
+        photo: the report's entry on the photo.
+        deep: the photo had more than 8 bits a sample.
+        exif: EXIF block for the result.
+        dpi: resolution, or None.
+        format: format of the result.
+        quality: quality of the result.
+        colorize: whether the result gets colour.
+        references: the report's entries on the references.
+        warnings: for the report.
+        decode_seconds: time spent in decode_photo, on the whole request.
+        decoded_at: Unix time in seconds at which decode_photo was done.
+    """
+
+    size: tuple[int, int]
+    photo: dict[str, Any]
+    deep: bool
+    exif: bytes
+    dpi: tuple[float, float] | None
+    format: str
+    quality: int
+    colorize: bool
+    references: list[dict[str, Any]]
+    warnings: list[str]
+    decode_seconds: float = 0.0
+    decoded_at: float = 0.0
+
+    def to_json(self) -> bytes:
+        """Serialize; the inverse of :meth:`from_json`."""
+        fields = dataclasses.asdict(self)
+        fields["exif"] = base64.b64encode(self.exif).decode()
+        return json.dumps({"version": _NOTES_VERSION, **fields}).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> PhotoNotes:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PhotoError: ``bad_tensor``.
+        """
+        try:
+            fields = json.loads(data)
+            if fields.pop("version") != _NOTES_VERSION:
+                raise ValueError("of another version")
+            fields["exif"] = base64.b64decode(fields["exif"])
+            height, width = fields["size"]
+            fields["size"] = (int(height), int(width))
+            if fields["dpi"] is not None:
+                horizontal, vertical = fields["dpi"]
+                fields["dpi"] = (float(horizontal), float(vertical))
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PhotoError(
+                "bad_tensor", f"photo_info is not what decode_photo writes ({error})"
+            ) from error
+
+
+def take_notes(
+    photo: Photo,
+    options: Options,
+    references: Sequence[Reference],
+    *,
+    library: bool,
+) -> PhotoNotes:
+    """Settle what becomes of a photo.
+
+    Args:
+        photo: the decoded photo.
+        options: the client's.
+        references: those to colorize with; none leaves the photo grey.
+        library: whether references could have been chosen by the server.
+
+    Returns:
+        The notes, their times still zero.
+
+    Raises:
+        PhotoError: ``bad_options``, where the format cannot hold the photo.
+    """
+    fallback = photo.format if photo.format in encode.FORMATS else "png"
+    name = options.format or fallback
+    encode.check_format(name, (photo.height, photo.width))
+    warnings = list(photo.warnings)
+    colorize = options.color and bool(references)
+    if options.color and not references:
+        where = "its library has none that suits" if library else "the server has no library"
+        warnings.append(f"left grey: no reference was sent and {where}")
+    if photo.deep and not encode.holds_deep(name, grey=not colorize):
+        kind = "colour" if colorize else "pictures"
+        warnings.append(f"{name} holds {kind} at 8 bits here, the photo has {photo.bit_depth}")
+    return PhotoNotes(
+        size=(photo.height, photo.width),
+        photo={
+            "width": photo.width,
+            "height": photo.height,
+            "format": photo.format,
+            "mode": photo.mode,
+            "bit_depth": photo.bit_depth,
+        },
+        deep=photo.deep,
+        exif=photo.exif,
+        dpi=photo.dpi,
+        format=name,
+        quality=options.quality,
+        colorize=colorize,
+        references=[reference.report() for reference in references] if colorize else [],
+        warnings=warnings,
+    )
