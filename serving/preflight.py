@@ -1,0 +1,158 @@
+"""Checks before a server starts, so that what is wrong is one line and not a page of log."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from pikfix.serving.arguments import Endpoint, absolute, is_remote
+from pikfix.serving.errors import ServingError
+
+EXPORT_COMMAND = "pikfix export checkpoints/compact.safetensors"
+SUB_NETS = ("restore", "similarity", "colorize")
+
+SHM = Path("/dev/shm")
+# Each model instance opens a region of 1 MiB at its start; ten instances and room to answer.
+SHM_REQUIRED = 32 << 20
+# The largest photo's planes are in the regions of decode_photo, restore and encode_photo at
+# once: about 16 bytes per pixel and step. 512 MiB hold the planes of 8 megapixels.
+SHM_RECOMMENDED = 512 << 20
+SHM_BYTES_PER_PIXEL = 64
+
+
+def exported_versions(model_dir: Path) -> list[int]:
+    """Versions of a model that hold an exported file (model.onnx, model.plan, model.pt2)."""
+    if not model_dir.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in model_dir.iterdir()
+        if entry.name.isdigit() and any(f.is_file() for f in entry.glob("model.*"))
+    )
+
+
+def models_in(repository: Path) -> list[str]:
+    """Names of the folders of a repository that Triton would take for models."""
+    return sorted(
+        entry.name
+        for entry in repository.iterdir()
+        if entry.is_dir()
+        and not entry.name.startswith(".")
+        and ((entry / "config.pbtxt").is_file() or any(v.name.isdigit() for v in entry.iterdir()))
+    )
+
+
+def check_repository(repository: str) -> None:
+    """Raise ServingError if the repository is missing, empty, or lacks its exported sub-nets.
+
+    A repository of other models passes; one with a pikfix model must hold all three sub-nets.
+    """
+    if is_remote(repository):
+        return
+    path = Path(absolute(repository))
+    if not path.is_dir():
+        raise ServingError(
+            f"model repository {path} does not exist; in the project's folder, "
+            f"`{EXPORT_COMMAND}` writes one"
+        )
+    try:
+        models = models_in(path)
+    except PermissionError as error:
+        raise ServingError(f"model repository {path} cannot be read: {error}") from None
+    if not models:
+        raise ServingError(f"model repository {path} holds no model; run `{EXPORT_COMMAND}`")
+    if not {"pikfix", "pikfix_photo", *SUB_NETS} & set(models):
+        return
+    missing = [name for name in SUB_NETS if not exported_versions(path / name)]
+    if missing:
+        raise ServingError(
+            f"model repository {path} has no exported {', '.join(missing)} "
+            f"({missing[0]}/1/model.onnx is missing); run `{EXPORT_COMMAND}`"
+        )
+
+
+def check_ports(endpoints: Iterable[Endpoint]) -> None:
+    """Raise ServingError naming the first port that is taken, or used twice."""
+    seen: dict[int, str] = {}
+    for endpoint in endpoints:
+        if not 0 < endpoint.port < 65536:
+            raise ServingError(f"{endpoint.name} port {endpoint.port} is not between 1 and 65535")
+        if endpoint.port in seen:
+            raise ServingError(
+                f"port {endpoint.port} is used for both {seen[endpoint.port]} and {endpoint.name}; "
+                f"give another --{endpoint.name}-port"
+            )
+        seen[endpoint.port] = endpoint.name
+        if not endpoint.shared:
+            _check_free(endpoint)
+
+
+def _check_free(endpoint: Endpoint) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            endpoint.address, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ServingError(
+            f"{endpoint.name} address {endpoint.address!r} is unknown: {error.strerror}; "
+            f"give another --{endpoint.name}-address"
+        ) from None
+    with socket.socket(family, kind, protocol) as probe:
+        # Without it, connections of a server that has just ended would block its port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as error:
+            where = f"{endpoint.name} port {endpoint.port} on {endpoint.address}"
+            if error.errno == errno.EADDRINUSE:
+                raise ServingError(
+                    f"{where} is in use; stop what listens there or give another "
+                    f"--{endpoint.name}-port"
+                ) from None
+            raise ServingError(
+                f"{where} cannot be opened: {os.strerror(error.errno or 0)}; "
+                f"give another --{endpoint.name}-port or --{endpoint.name}-address"
+            ) from None
+
+
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+    """Ports that were free a moment ago; all are held at once, so that no two are equal."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((address, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def shared_memory(path: Path = SHM) -> tuple[int, int]:
+    """(size, free) of /dev/shm in bytes; (0, 0) where there is none."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return status.f_frsize * status.f_blocks, status.f_frsize * status.f_bavail
+
+
+def check_shared_memory(path: Path = SHM) -> str | None:
+    """Raise ServingError if /dev/shm cannot hold a start; return a warning if it is small."""
+    size, free = shared_memory(path)
+    if free < SHM_REQUIRED:
+        raise ServingError(
+            f"{path} has {free >> 20} MiB free of {size >> 20} MiB and the server needs "
+            f"{SHM_REQUIRED >> 20} MiB to start; enlarge it (docker run --shm-size=2g, "
+            "or `mount -o remount,size=2g /dev/shm`)"
+        )
+    if free < SHM_RECOMMENDED:
+        return (
+            f"{path} has only {free >> 20} MiB free: photos above about "
+            f"{free / SHM_BYTES_PER_PIXEL / 1e6:.1f} megapixels will fail; enlarge it "
+            "(docker run --shm-size=2g)"
+        )
+    return None
