@@ -30,7 +30,7 @@ PictureFormat: TypeAlias = Literal["jpeg", "png", "tiff", "webp"]
 FORMATS: tuple[str, ...] = get_args(PictureFormat)
 
 # Modes that PNG stores without loss.
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"})
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 # Modes without a PNG form and without an ICC profile of their own that would be lost.
 _CONVERTED_MODES = {
     "La": "LA",
@@ -99,21 +99,28 @@ def _encode_image(image: Image.Image, error: _ErrorType) -> bytes:
             # PNG has no CMYK, and a conversion without the profile would shift the tones.
             upright.save(buffer, "TIFF", compression="tiff_lzw")
             return buffer.getvalue()
-        if upright.mode == "I":
-            low, high = np.asarray(upright).min(), np.asarray(upright).max()
-            if low < 0 or high > 65535:
-                raise error(f"an image of mode I must hold 0 to 65535, got {low} to {high}")
+        if upright.mode == "I" or upright.mode.startswith("I;16"):
+            upright = _sixteen_bit(upright, error)
         elif upright.mode not in _PNG_MODES:
             if upright.mode not in _CONVERTED_MODES:
                 raise error(f"cannot send an image of mode {upright.mode}; convert it to RGB or L")
             upright = upright.convert(_CONVERTED_MODES[upright.mode])
-        upright.save(buffer, "PNG", compress_level=1)
+        upright.save(buffer, "PNG", compress_level=1, icc_profile=image.info.get("icc_profile"))
     except (OSError, SyntaxError, ValueError) as cause:
         # PIL reports damaged data as any of these.
         if isinstance(cause, InvalidInputError):
             raise
         raise error(f"cannot encode the image: {cause}") from cause
     return buffer.getvalue()
+
+
+def _sixteen_bit(image: Image.Image, error: _ErrorType) -> Image.Image:
+    """Return an image of 16-bit grey in the one byte order and width that PNG takes."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise error(f"an image of mode {image.mode} must hold 0 to 65535, got {low} to {high}")
+    return Image.fromarray(values.astype(np.uint16))
 
 
 def encode_references(

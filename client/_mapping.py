@@ -96,8 +96,9 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
         ("UNIMPLEMENTED", r"^$|method not found", WrongServerError),
         (
             "UNAVAILABLE",
-            r"connection refused|failed to connect|resolution|resolving|no route|network is unreachable"
-            r"|host is unreachable|timed out|timeout occurred|empty address list",
+            r"connection refused|failed to connect|resolution|resolving|no route"
+            r"|network is unreachable|host is unreachable|timed out|timeout occurred"
+            r"|empty address list",
             ServerUnreachableError,
         ),
         (

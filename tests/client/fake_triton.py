@@ -93,7 +93,9 @@ def answer_photo(request, context):
         ],
         warnings=[] if colorized else ["no reference: left grey"],
     )
-    return response(request.model_name, result=buffer.getvalue(), report=json.dumps(report).encode())
+    return response(
+        request.model_name, result=buffer.getvalue(), report=json.dumps(report).encode()
+    )
 
 
 def answer_tensors(request, context):

@@ -1,0 +1,267 @@
+"""The error tree and the way from Triton's status and text to it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+
+import grpc
+import pytest
+
+import pikfix.client
+from pikfix.client import _errors, _mapping
+from pikfix.client._mapping import CODE_ERRORS, STATUS_ERRORS, map_error
+
+CLASSES = {
+    name: value
+    for name, value in vars(_errors).items()
+    if inspect.isclass(value) and issubclass(value, _errors.PikFixError)
+}
+
+
+def test_all_is_sorted_and_is_what_is_public():
+    public = {
+        name
+        for name, value in vars(pikfix.client).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert pikfix.client.__all__ == sorted(public)
+
+
+def test_every_error_is_public():
+    assert set(CLASSES) <= set(pikfix.client.__all__)
+
+
+def test_the_tree_drawn_is_the_tree():
+    """Parents and children as drawn at the top of the file, by indentation."""
+    drawn, path = {}, []
+    for line in _errors.__doc__.splitlines():
+        match = re.match(r"^ {4}([│├└─ ]*)(\w+Error)\b", line)
+        if match:
+            depth = len(match[1]) // 4
+            path[depth:] = [match[2]]
+            drawn[match[2]] = path[depth - 1] if depth else None
+    actual = {
+        name: value.__base__.__name__ if value.__base__ is not Exception else None
+        for name, value in CLASSES.items()
+    }
+    assert drawn == actual
+
+
+def test_no_status_is_unmapped():
+    assert set(STATUS_ERRORS) == {code.name for code in grpc.StatusCode} - {"OK"}
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name != "OK"])
+@pytest.mark.parametrize("text", ["", None, "something new"])
+def test_every_status_gives_an_error_of_the_tree(code, text):
+    error = map_error(str(code), text, model="pikfix_photo", url="h:1")
+    # An empty UNIMPLEMENTED is the one status whose meaning depends on an empty text.
+    if code is grpc.StatusCode.UNIMPLEMENTED and not text:
+        assert type(error) is _errors.WrongServerError
+    else:
+        assert type(error) is STATUS_ERRORS[code.name]
+    assert error.status == code.name
+    assert "\n" not in str(error)
+    assert str(error).startswith("pikfix_photo at h:1: ")
+
+
+def test_every_code_of_our_steps_is_mapped():
+    contract = (
+        "bad_photo bad_reference bad_options photo_too_large bad_tensor deadline_exceeded internal"
+    )
+    assert set(CODE_ERRORS) == set(contract.split())
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "model", "kind", "step"),
+    [
+        (
+            "INTERNAL",
+            "in ensemble 'pikfix_photo', [decode_photo] bad_photo: cannot identify",
+            "pikfix_photo",
+            "InvalidPhotoError",
+            "decode_photo",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "in ensemble 'pikfix_photo', Failed to process the request(s) for model "
+            "'decode_photo_0_0', message: TritonModelException: [decode_photo] photo_too_large: "
+            "120 megapixels\n\nAt:\n  /models/decode_photo/1/model.py(12): execute\n",
+            "pikfix_photo",
+            "PhotoTooLargeError",
+            "decode_photo",
+        ),
+        (
+            "INTERNAL",
+            "[decode_photo] bad_reference: the second reference is empty",
+            "pikfix_photo",
+            "InvalidReferenceError",
+            "decode_photo",
+        ),
+        (
+            "INTERNAL",
+            "[decode_photo] bad_options: unknown key 'colour'",
+            "pikfix_photo",
+            "InvalidOptionsError",
+            "decode_photo",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "in ensemble 'pikfix', [restore] bad_tensor: photo_l holds NaN",
+            "pikfix",
+            "InvalidTensorError",
+            "restore",
+        ),
+        (
+            "INTERNAL",
+            "in ensemble 'pikfix_photo', [colorize] bad_tensor: warped_1 has 12 channels",
+            "pikfix_photo",
+            "StepFailedError",
+            "colorize",
+        ),
+        (
+            "INTERNAL",
+            "[similarity] deadline_exceeded: 1.2 s late",
+            "pikfix_photo",
+            "DeadlineExceededError",
+            "similarity",
+        ),
+        (
+            "INTERNAL",
+            "in ensemble 'pikfix_photo', [colorize] internal: out of memory",
+            "pikfix_photo",
+            "StepFailedError",
+            "colorize",
+        ),
+        (
+            "INTERNAL",
+            "in ensemble 'pikfix_photo', Stub process 'decode_photo_0_0' is not healthy.",
+            "pikfix_photo",
+            "StepFailedError",
+            "decode_photo",
+        ),
+        (
+            "UNAVAILABLE",
+            "in ensemble 'pikfix_photo', Exceeds maximum queue size",
+            "pikfix_photo",
+            "ServerBusyError",
+            None,
+        ),
+        ("UNAVAILABLE", "Request timeout expired", "pikfix_photo", "ServerBusyError", None),
+        (
+            "UNAVAILABLE",
+            "Request for unknown model: 'pikfix_photo' has no available versions",
+            "pikfix_photo",
+            "ServerNotReadyError",
+            None,
+        ),
+        (
+            "NOT_FOUND",
+            "Request for unknown model: 'pikfix' is not found",
+            "pikfix",
+            "ModelNotFoundError",
+            None,
+        ),
+        ("UNAVAILABLE", "Server not ready", None, "ServerNotReadyError", None),
+        (
+            "INVALID_ARGUMENT",
+            "[request id: <id_unknown>] unexpected shape for input 'photo_l'",
+            "pikfix",
+            "InvalidTensorError",
+            None,
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "unexpected inference input 'options' for model 'pikfix_photo'",
+            "pikfix_photo",
+            "InvalidInputError",
+            None,
+        ),
+        (
+            "RESOURCE_EXHAUSTED",
+            "Received message larger than max (5 vs. 4)",
+            "pikfix_photo",
+            "MessageTooLargeError",
+            None,
+        ),
+        ("RESOURCE_EXHAUSTED", "quota", "pikfix_photo", "ServerBusyError", None),
+        ("UNAVAILABLE", "recvmsg:Connection reset by peer", None, "ConnectionLostError", None),
+        ("UNAVAILABLE", "too_many_pings", None, "ConnectionLostError", None),
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:1.2.3.4:8001: "
+            "connect: No route to host",
+            None,
+            "ServerUnreachableError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "DNS resolution failed for nowhere:8001: C-ares status is not ARES_SUCCESS",
+            None,
+            "ServerUnreachableError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED",
+            None,
+            "TlsError",
+            None,
+        ),
+        ("UNIMPLEMENTED", "Method not found!", None, "WrongServerError", None),
+        (
+            "UNIMPLEMENTED",
+            "Received http2 header with status: 404",
+            None,
+            "WrongServerError",
+            None,
+        ),
+        ("UNIMPLEMENTED", "doesn't support sequences", None, "StepFailedError", None),
+    ],
+)
+def test_texts_of_triton_and_grpc(status, text, model, kind, step):
+    error = map_error(f"StatusCode.{status}", text, model=model, url="host:8001")
+    assert type(error).__name__ == kind
+    assert error.step == step
+    assert error.model == model
+    message = str(error)
+    assert "\n" not in message
+    assert "host:8001" in message
+    if step:
+        assert f"step {step}" in message
+    if kind != "InvalidOptionsError" and type(error).advice:
+        assert message.endswith(type(error).advice)
+
+
+def test_connection_texts_lose_their_preamble():
+    text = "failed to connect to all addresses; last error: UNKNOWN: ipv4:1.2.3.4:8001: refused"
+    assert map_error("UNAVAILABLE", text, model=None, url="h:1").detail == "refused"
+
+
+def test_a_long_text_stays_one_readable_line():
+    error = map_error("INTERNAL", "x\n" * 5000, model="pikfix", url="h:1")
+    assert len(str(error)) < 900
+    assert "\n" not in str(error)
+
+
+def test_status_table_is_read_only():
+    with pytest.raises(TypeError):
+        _mapping.STATUS_ERRORS["OK"] = _errors.ServerError
+
+
+@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
+def test_errors_survive_pickling(kind):
+    error = kind("broken", model="pikfix", step="restore", code="internal", status="X", url="h:1")
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is kind
+    assert str(twin) == str(error)
+    assert vars(twin) == vars(error)
+
+
+def test_invalid_input_is_a_value_error_and_no_error_is_an_os_error():
+    assert issubclass(_errors.InvalidInputError, ValueError)
+    # A caller must be able to tell an unreadable file from a server's failure.
+    assert not any(issubclass(kind, OSError) for kind in CLASSES.values())
