@@ -51,7 +51,8 @@ class Parity:
         if max_worst_tile is not None and not self.worst_tile <= max_worst_tile:
             at = ", ".join(map(str, self.worst_tile_at))
             found.append(
-                f"worst tile, at ({at}), differs by {self.worst_tile:.3g}, over {max_worst_tile:.3g}"
+                f"worst tile, at ({at}), differs by {self.worst_tile:.3g}, "
+                f"which is over {max_worst_tile:.3g}"
             )
         return found
 

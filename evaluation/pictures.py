@@ -33,8 +33,8 @@ class SiblingRange:
     scale: tuple[float, float] = (0.9, 1.1)
     shear: float = 5.0  # degrees either way
     shift: float = 0.08  # of the side, either way
-    hue: float = 4.0  # degrees in the ab plane, either way
-    saturation: tuple[float, float] = (0.93, 1.07)
+    hue: float = 6.0  # degrees in the ab plane, either way
+    saturation: tuple[float, float] = (0.9, 1.1)
     contrast: tuple[float, float] = (0.85, 1.15)
 
 

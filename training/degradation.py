@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from pikfix.training.degradation_fields import Array
 from pikfix.training.degradation_structured import LOSSES, SURFACE, Layer
 from pikfix.training.degradation_unstructured import OPERATIONS, Scale

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from pikfix.training.degradation_fields import (
     Array,
     LineCanvas,

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
+
 from pikfix.training.degradation_fields import (
     Array,
     convolve,
@@ -22,7 +24,6 @@ from pikfix.training.degradation_fields import (
     resize,
     smooth_noise,
 )
-from PIL import Image
 
 SEPIA = np.array([1.07, 0.74, 0.43], dtype=np.float32)
 
