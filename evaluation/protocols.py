@@ -113,7 +113,7 @@ _BESIDE = ("grey", "histogram_match", "input")
 
 
 class EvaluationError(ValueError):
-    """No photo could be evaluated; the message says why."""
+    """A photo, or all of them, cannot be evaluated; the message says why."""
 
 
 def evaluate(
@@ -168,14 +168,13 @@ def evaluate(
     skipped: list[dict[str, str]] = []
     pictures: list[dict[str, Tensor]] = []
     for done, path in enumerate(photos, start=1):
+        rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
         try:
-            photo = load_resized(path)
-        except ValueError as error:
+            with torch.inference_mode():
+                figures, named, shown = judge(_load(path), path, rng)
+        except EvaluationError as error:
             skipped.append({"photo": path.name, "reason": str(error)})
         else:
-            rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
-            with torch.inference_mode():
-                figures, named, shown = judge(photo, path, rng)
             rows.append({"photo": path.name, "references": named, **figures})
             if len(pictures) < sheet_rows:
                 pictures.append(shown)
@@ -271,9 +270,7 @@ class _Run:
         ranked = self.choose(luminance[None], path)
         chosen = [p for p in ranked if p.resolve() != path.resolve()][: self.references]
         if not chosen:
-            raise EvaluationError(
-                f"no reference for {path.name}: the folder holds no other colour photo"
-            )
+            raise EvaluationError(f"no reference for {path.name}: no other colour photo to take")
         return chosen
 
     def _degrade(self, luminance: Tensor, rng: np.random.Generator) -> Tensor:
@@ -314,6 +311,13 @@ class _Run:
         self, results: dict[str, Tensor], truth: Tensor, reference: Tensor
     ) -> dict[str, Tensor]:
         return {**results, "reference": reference, "truth": truth}
+
+
+def _load(path: Path) -> Tensor:
+    try:
+        return load_resized(path)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, Figures]:
