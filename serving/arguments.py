@@ -121,4 +121,6 @@ def is_remote(repository: str) -> bool:
 
 def absolute(repository: str) -> str:
     """A local repository's absolute path; URLs stay as they are."""
-    return repository if is_remote(repository) or not repository else str(Path(repository).resolve())
+    if not repository or is_remote(repository):
+        return repository
+    return str(Path(repository).resolve())

@@ -32,6 +32,7 @@ PARENT_FD = "PIKFIX_PARENT_FD"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def default_words(arguments: Arguments, is_embedded: bool) -> list[str]:
@@ -88,9 +89,13 @@ def launch(words: Sequence[str], warn: Callable[[str], None]) -> int:
     warning = check(arguments, installation)
     if warning:
         warn(warning)
-    with RunFolder() as run:
-        grace = arguments.integer("--exit-timeout-secs", EXIT_TIMEOUT_S) + KILL_AFTER_S
-        return _supervise(command_line(arguments, installation, run), env, run.lock_fd, grace)
+    grace = arguments.integer("--exit-timeout-secs", EXIT_TIMEOUT_S) + KILL_AFTER_S
+    # The handlers stand before there is anything to clean up.
+    with _signals() as signals, RunFolder() as run:
+        command = command_line(arguments, installation, run)
+        if signals[1]:
+            return 128 + signals[1][0]
+        return _supervise(command, env, run.lock_fd, grace, signals)
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:
@@ -129,44 +134,53 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
         os.close(writer)
 
 
-def _supervise(command: list[str], env: dict[str, str], lock_fd: int, grace: float) -> int:
+def _supervise(
+    command: list[str],
+    env: dict[str, str],
+    lock_fd: int,
+    grace: float,
+    signals: tuple[int, list[int]],
+) -> int:
     parent_fd = int(env.pop(PARENT_FD, "-1"))
-    with _signals() as (wakeup, stops):
-        # A session of its own: a terminal's ctrl-C reaches the launcher alone, which passes on
-        # one signal, and the server with its stubs can be killed as a group.
-        child = subprocess.Popen(
-            command,
-            env=env,
-            start_new_session=True,
-            pass_fds=(lock_fd,),
-            preexec_fn=_die_with_parent(os.getpid()),
-        )
-        watched = [wakeup] + ([parent_fd] if parent_fd >= 0 else [])
-        asked = 0  # stop requests answered so far
-        kill_at: float | None = None
-        while not _has_ended(child.pid):
-            wait = None if kill_at is None else max(0.0, kill_at - time.monotonic())
-            readable, _, _ = select.select(watched, [], [], wait)
-            if wakeup in readable:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wakeup, 4096)
-            if parent_fd in readable:
-                watched.remove(parent_fd)
-                stops.append(signal.SIGTERM)
-            if len(stops) > asked:
-                if asked == 0:
-                    child.send_signal(signal.SIGTERM)
-                    kill_at = time.monotonic() + grace
-                if len(stops) > 1:
-                    kill_at = time.monotonic()
-                asked = len(stops)
-            if kill_at is not None and time.monotonic() >= kill_at:
-                _kill_group(child.pid)
-                kill_at = None
-        # The child is not reaped yet, so its group's number cannot belong to others.
-        _kill_group(child.pid)
-        code = child.wait()
-        _wait_for_group(child.pid)
+    wakeup, stops = signals
+    # Orphaned stubs become children of this process, which can then see them end; PID 1 of a
+    # container often reaps nothing.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # A session of its own: a terminal's ctrl-C reaches the launcher alone, which passes on
+    # one signal, and the server with its stubs can be killed as a group.
+    child = subprocess.Popen(
+        command,
+        env=env,
+        start_new_session=True,
+        pass_fds=(lock_fd,),
+        preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509  one thread here
+    )
+    watched = [wakeup] + ([parent_fd] if parent_fd >= 0 else [])
+    asked = 0  # stop requests answered so far
+    kill_at: float | None = None
+    while not _has_ended(child.pid):
+        wait = None if kill_at is None else max(0.0, kill_at - time.monotonic())
+        readable, _, _ = select.select(watched, [], [], wait)
+        if wakeup in readable:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wakeup, 4096)
+        if parent_fd in readable:
+            watched.remove(parent_fd)
+            stops.append(signal.SIGTERM)
+        if len(stops) > asked:
+            if asked == 0:
+                child.send_signal(signal.SIGTERM)
+                kill_at = time.monotonic() + grace
+            if len(stops) > 1:
+                kill_at = time.monotonic()
+            asked = len(stops)
+        if kill_at is not None and time.monotonic() >= kill_at:
+            _kill_group(child.pid)
+            kill_at = None
+    # The child is not reaped yet, so its group's number cannot belong to others.
+    _kill_group(child.pid)
+    code = child.wait()
+    _wait_for_group(child.pid)
     if code < 0:
         return 128 - code
     return code
@@ -184,14 +198,15 @@ def _kill_group(group: int) -> None:
 
 
 def _wait_for_group(group: int, limit_s: float = 2.0) -> None:
-    """Wait until killed stubs are gone, so that none recreates what is about to be removed."""
+    """Reap killed stubs, so that none is left to recreate what is about to be removed."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
+            reaped, _ = os.waitpid(-group, os.WNOHANG)
+        except ChildProcessError:
             return
-        time.sleep(0.02)
+        if not reaped:
+            time.sleep(0.02)
 
 
 def fail(message: str) -> None:

@@ -53,7 +53,8 @@ class Tiling:
 
     Each output place depends on inputs at most `halo` places away, so a tile that is computed
     with a margin of `halo` and cropped equals the same region of the whole. Tiles start at
-    multiples of `align`, so that down- and upsampling inside the model meet the same grid.
+    multiples of `align`, so that down- and upsampling inside the model meet the same grid; only
+    at the picture's own right and bottom edge may a tile end off the grid, as the picture does.
 
     pixels: the largest tile, margin included, that is run at once.
     """
@@ -253,9 +254,7 @@ class Network:
             image = inputs[self.inputs[0]]
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
                 return self._run_in_tiles(image, outputs, options, before_tile)
-            return dict(
-                zip(outputs, self._session.run(outputs, inputs, options), strict=True)
-            )
+            return dict(zip(outputs, self._session.run(outputs, inputs, options), strict=True))
         finally:
             if large:
                 return_free_memory()
@@ -268,14 +267,6 @@ class Network:
         before_tile: Callable[[], None],
     ) -> dict[str, np.ndarray]:
         assert self.tiling is not None
-        height, width = image.shape[2:]
-        whole_tile = height * width <= self.tiling.pixels  # only the batch is too large
-        if not whole_tile and (height % self.tiling.align or width % self.tiling.align):
-            raise StepError(
-                "bad_tensor",
-                f"{self.inputs[0]} is {height} x {width}; pad both sides to multiples of "
-                f"{self.tiling.align} (needed above {self.tiling.pixels} pixels)",
-            )
         name_in, name_out = self.inputs[0], self.outputs[0]
 
         def run(tile: np.ndarray) -> np.ndarray:
@@ -331,7 +322,9 @@ class TritonPythonModel:
         ):
             unknown = sorted(set(names) - set(there))
             if unknown:
-                raise ValueError(f"the config's {role} {unknown} is not in the model; it has {there}")
+                raise ValueError(
+                    f"the config's {role} {unknown} is not in the model; it has {there}"
+                )
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: onnxruntime {ort.__version__}, "
             f"{self._network.options.intra_op_num_threads} threads, tiling {self._network.tiling}"
@@ -414,11 +407,9 @@ class TritonPythonModel:
         start = 0
         for item in group:
             stop = start + item.batch
+            rows = slice(start, stop) if self._batched else slice(None)
             responses[item.index] = pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor(name, results[name][start:stop] if self._batched else results[name])
-                    for name in item.outputs
-                ]
+                [pb_utils.Tensor(name, results[name][rows]) for name in item.outputs]
             )
             start = stop
 
