@@ -1,0 +1,180 @@
+"""config.pbtxt files, built as protobuf messages from the tensor contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pikfix.export import contract
+from pikfix.export.contract import Model, Tensor
+from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
+from pikfix.networks.restoration import Restoration
+from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
+
+_DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """How the models are scheduled; the contract says what they are.
+
+    max_batch_size: a batch takes that many times the memory of a photo; on a GPU eight photos of
+        256 x 256 keep it busy.
+    queue_delay_us: how long a request waits for others of its shape. A photo takes tens to
+        thousands of milliseconds, so half a millisecond costs nothing that a client can see.
+    first_queue_size: requests that wait before the first step. It is the smallest of the queues:
+        what has passed it holds tensors, 10 to 100 times larger than the file, and must not be
+        refused later.
+    queue_size: requests that wait before each later step.
+    max_pixels: of a photo; more are refused before decoding.
+    reference_side: references are scaled down to this longest side. A quarter of a 256-pixel side
+        already gives 4096 keys per reference.
+    tile_pixels: photos with more pixels are restored in exact, overlapping tiles where the
+        embedded server's backend runs the network; that bounds its memory.
+    """
+
+    max_batch_size: int = 8
+    queue_delay_us: int = 500
+    first_queue_size: int = 32
+    queue_size: int = 64
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    reference_side: int = 256
+    tile_pixels: int = 1 << 20
+
+
+def build_configs(
+    config: PikFixConfig, settings: ServingSettings | None = None
+) -> dict[str, pb.ModelConfig]:
+    """The configs of all seven models, by name."""
+    settings = settings or ServingSettings()
+    configs = {}
+    for model in contract.subnets(config):
+        configs[model.name] = _subnet(model, settings)
+    for model in contract.python_steps():
+        configs[model.name] = _python_step(model, settings)
+    configs.update(fixed_ensembles())
+    return configs
+
+
+def render(message: pb.ModelConfig) -> str:
+    """A message as the text of a config.pbtxt."""
+    header = "# Written by `pikfix export` from the tensor contract; change it there.\n"
+    text: str = text_format.MessageToString(message)
+    return header + text
+
+
+def _base(model: Model, settings: ServingSettings) -> pb.ModelConfig:
+    message = pb.ModelConfig(name=model.name, max_batch_size=settings.max_batch_size)
+    for tensor in model.inputs:
+        message.input.append(
+            pb.ModelInput(
+                name=tensor.name,
+                data_type=_DATA_TYPES[tensor.data_type],
+                dims=tensor.dims,
+                optional=tensor.optional,
+            )
+        )
+    for tensor in model.outputs:
+        message.output.append(
+            pb.ModelOutput(
+                name=tensor.name, data_type=_DATA_TYPES[tensor.data_type], dims=tensor.dims
+            )
+        )
+    return message
+
+
+def _schedule(message: pb.ModelConfig, queue_size: int, delay_us: int) -> None:
+    batching = message.dynamic_batching
+    batching.max_queue_delay_microseconds = delay_us
+    policy = batching.default_queue_policy
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    policy.allow_timeout_override = True
+    policy.max_queue_size = queue_size
+
+
+def _subnet(model: Model, settings: ServingSettings) -> pb.ModelConfig:
+    message = _base(model, settings)
+    message.backend = "onnxruntime"
+    message.default_model_filename = "model.onnx"
+    message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
+    # `restore` is also the first step of the ensemble `pikfix`, but the bound that protects the
+    # server is decode_photo's: photos it accepted must find room here.
+    _schedule(message, settings.queue_size, settings.queue_delay_us)
+    if model.name == "restore":
+        _parameter(message, "tile_pixels", settings.tile_pixels)
+        _parameter(message, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
+        _parameter(message, "tile_align", SIDE_MULTIPLE)
+    else:
+        _parameter(message, "side_multiple", SIDE_MULTIPLE)
+    message.model_warmup.append(_warmup(model))
+    return message
+
+
+def _python_step(model: Model, settings: ServingSettings) -> pb.ModelConfig:
+    message = _base(model, settings)
+    message.backend = "python"
+    # Decoding and encoding are single-threaded: two instances use two cores while the networks
+    # of another photo run.
+    message.instance_group.add(count=2, kind=pb.ModelInstanceGroup.KIND_CPU)
+    # One at a time: a batch would be worked off by one instance while the other has nothing to do.
+    message.dynamic_batching.preferred_batch_size.append(1)
+    if model.name == "decode_photo":
+        _schedule(message, settings.first_queue_size, 0)
+        _parameter(message, "max_pixels", settings.max_pixels)
+        _parameter(message, "bucket_sides", ",".join(map(str, DEFAULT_BUCKET_SIDES)))
+        _parameter(message, "reference_side", settings.reference_side)
+    else:
+        _schedule(message, settings.queue_size, 0)
+    return message
+
+
+def _parameter(message: pb.ModelConfig, name: str, value: object) -> None:
+    message.parameters[name].string_value = str(value)
+
+
+_WARMUP_SIDE = 256
+
+
+def _warmup(model: Model) -> pb.ModelWarmup:
+    """One grey photo of a common bucket, so that no client pays for the first allocation."""
+    warmup = pb.ModelWarmup(name="grey photo", batch_size=1)
+    for tensor in model.inputs:
+        value = warmup.inputs[tensor.name]
+        value.data_type = _DATA_TYPES[tensor.data_type]
+        value.dims.extend(_warmup_dims(tensor))
+        value.zero_data = True
+    return warmup
+
+
+def _warmup_dims(tensor: Tensor) -> tuple[int, ...]:
+    side = _WARMUP_SIDE
+    if tensor.name.startswith(("warped_", "confidence_")):
+        side >>= int(tensor.name.rsplit("_", 1)[1]) + 1
+    channels = tuple(1 if size == -1 else size for size in tensor.dims[:-2])
+    return (*channels, side, side)
+
+
+def fixed_ensembles(settings: ServingSettings | None = None) -> dict[str, pb.ModelConfig]:
+    """The ensembles; no choice of configuration changes them."""
+    settings = settings or ServingSettings()
+    steps_of = {
+        "pikfix": contract.SUBNETS,
+        "pikfix_photo": ("decode_photo", *contract.SUBNETS, "encode_photo"),
+    }
+    # Tensor names are those of the contract everywhere, so a step's inputs and outputs map to
+    # themselves. The channels of the warped maps do not occur in an ensemble.
+    models = {m.name: m for m in (*contract.subnets(PikFixConfig()), *contract.python_steps())}
+    configs = {}
+    for ensemble in contract.ensembles():
+        message = _base(ensemble, settings)
+        message.platform = "ensemble"
+        for name in steps_of[ensemble.name]:
+            step = message.ensemble_scheduling.step.add(model_name=name, model_version=-1)
+            for tensor in models[name].inputs:
+                step.input_map[tensor.name] = tensor.name
+            for tensor in models[name].outputs:
+                step.output_map[tensor.name] = tensor.name
+        configs[ensemble.name] = message
+    return configs

@@ -1,0 +1,114 @@
+"""Sub-nets to ONNX, with dynamic batch, references, height and width."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pikfix.export.contract import PHOTO_L, REFERENCE_LAB, RESTORED_L, WORKING_L, Model, Tensor
+from pikfix.export.subnets import WorkingStep
+from pikfix.kernels.onnx_translation import OPSETS, translation_table
+from pikfix.networks import SIDE_MULTIPLE
+
+# The example's sizes only say which dimensions are free; all differ, so that none is taken for
+# another, and none is 1, which tracing would take for a constant.
+_EXAMPLE_BATCH = 2
+_EXAMPLE_SIDES = (192, 160)
+_EXAMPLE_REFERENCE_SIDES = (96, 128)
+_EXAMPLE_REFERENCES = 3
+
+
+def export_onnx(module: nn.Module, model: Model, path: Path, *, runtime: str) -> None:
+    """Write `module` to `path` as one ONNX file with the names of `model`.
+
+    Args:
+        module: takes the inputs of `model` in order and returns its outputs in order.
+        model: names, shapes and order of the tensors.
+        path: the file to write.
+        runtime: chooses how the custom operators are spelt, a key of `OPSETS`.
+    """
+    inputs = tuple(_example(tensor) for tensor in model.inputs)
+    free = tuple(_free_dimensions(tensor) for tensor in model.inputs)
+    variadic = any(
+        parameter.kind is parameter.VAR_POSITIONAL
+        for parameter in _signature(module).parameters.values()
+    )
+    shapes = (free[0], free[1:]) if variadic else free
+    with torch.no_grad(), _quiet():
+        exported = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSETS[runtime],
+            custom_translation_table=translation_table(runtime),
+            input_names=[tensor.name for tensor in model.inputs],
+            output_names=[tensor.name for tensor in model.outputs],
+        )
+    if program is None:  # only with an output file, which is not given
+        raise RuntimeError("torch.onnx.export returned no program")
+    program.save(path, external_data=False)
+
+
+def export_working(path: Path) -> None:
+    """Write the small network from restored_l to working_l, for servers that restore in tiles."""
+    model = Model("working", (RESTORED_L,), (WORKING_L,))
+    export_onnx(WorkingStep(), model, path, runtime="onnxruntime")
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    return inspect.signature(module.forward)
+
+
+def _scale(tensor: Tensor) -> int:
+    """How many pixels of the working size a position of the tensor spans."""
+    if tensor.name.startswith(("warped_", "confidence_")):
+        return 1 << int(tensor.name.rsplit("_", 1)[1]) + 1
+    return 1
+
+
+def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
+    """Name the free dimensions, and how those of one network depend on each other."""
+    dimensions: dict[int, Any] = {0: torch.export.Dim("batch")}
+    rows, columns = len(tensor.dims) - 1, len(tensor.dims)
+    if tensor.name in (PHOTO_L.name, RESTORED_L.name):
+        # Any size: the network pads, which named dimensions cannot express.
+        dimensions[rows] = dimensions[columns] = torch.export.Dim.DYNAMIC
+        return dimensions
+    group = "reference" if tensor.name == REFERENCE_LAB.name else "working"
+    if group == "reference":
+        dimensions[1] = torch.export.Dim("references")
+    multiple = SIDE_MULTIPLE // _scale(tensor)
+    dimensions[rows] = multiple * torch.export.Dim(f"{group}_rows")
+    dimensions[columns] = multiple * torch.export.Dim(f"{group}_columns")
+    return dimensions
+
+
+def _example(tensor: Tensor) -> torch.Tensor:
+    reference = tensor.name == REFERENCE_LAB.name
+    full = _EXAMPLE_REFERENCE_SIDES if reference else _EXAMPLE_SIDES
+    sides = [side // _scale(tensor) for side in full]
+    channels = [_EXAMPLE_REFERENCES if size == -1 else size for size in tensor.dims[:-2]]
+    return torch.rand(_EXAMPLE_BATCH, *channels, *sides) * 2 - 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress lines off the terminal; its exceptions still come through."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

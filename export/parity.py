@@ -1,0 +1,111 @@
+"""The parity gate: no network is published unless it computes what PyTorch computes in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pikfix.evaluation.parity import compare
+from pikfix.export.contract import Model
+from pikfix.export.errors import ParityError
+from pikfix.export.samples import aged, photo_like_lab
+from pikfix.export.subnets import run_subnet
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+Runner = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of one measurement: batch, references, photo sides and reference sides."""
+
+    batch: int
+    references: int
+    photo: tuple[int, int]
+    reference: tuple[int, int]
+
+
+CASES = (
+    Case(1, 1, (256, 256), (256, 256)),
+    Case(2, 3, (96, 224), (64, 160)),
+    Case(1, 2, (160, 672), (128, 96)),
+    Case(1, 1, (32, 32), (32, 32)),
+)
+"""A plain case; batch 2 with several references; a photo larger than its working size; one
+position at the coarsest scale. Sides are odd multiples of 32 where that matters."""
+
+MAX_ABS_FP32 = 1e-3
+"""Largest difference of float32 networks on [-1, 1]: what clients are promised."""
+
+
+def check_parity(
+    modules: dict[str, nn.Module],
+    models: Sequence[Model],
+    runners: dict[str, Runner],
+    *,
+    max_abs: float = MAX_ABS_FP32,
+    cases: Sequence[Case] = CASES,
+) -> dict[str, dict[str, Any]]:
+    """Compare every exported sub-net with PyTorch's, on photo-like inputs.
+
+    Each sub-net gets what PyTorch's own preceding step gives it, so that a figure belongs to one
+    network.
+
+    Args:
+        modules: the wrapped PyTorch sub-nets by name.
+        models: their contracts, in the order a photo passes them.
+        runners: the exported sub-nets by name: named arrays in, named arrays out.
+        max_abs: the largest difference that passes.
+        cases: the shapes to measure.
+
+    Returns:
+        For each sub-net, the worst figures over all cases and outputs.
+
+    Raises:
+        ParityError: a difference is over `max_abs`, a shape differs, or a value is not finite.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    for case_index, case in enumerate(cases):
+        known = _inputs(np.random.default_rng(case_index), case)
+        for model in models:
+            inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
+            expected = run_subnet(modules[model.name], inputs)
+            actual = runners[model.name]({name: value.numpy() for name, value in inputs.items()})
+            for tensor, value in zip(model.outputs, expected, strict=True):
+                known[tensor.name] = value
+                where = f"{model.name}: {tensor.name} of {case}"
+                figure = _compare(where, value.numpy(), actual[tensor.name], max_abs)
+                worst = figures.setdefault(model.name, {"max_abs": 0.0, "psnr": None})
+                worst["max_abs"] = max(worst["max_abs"], figure.max_abs)
+                if np.isfinite(figure.psnr):
+                    worst["psnr"] = min(figure.psnr, worst["psnr"] or np.inf)
+    return {
+        name: {**worst, "limit": max_abs, "cases": len(cases)} for name, worst in figures.items()
+    }
+
+
+def _compare(where: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], limit: float) -> Any:
+    if actual.shape != expected.shape:
+        raise ParityError(f"{where}: shape {actual.shape}, PyTorch gives {expected.shape}")
+    figure = compare(expected, actual)
+    violations = figure.violations(max_abs=limit)
+    if violations:
+        raise ParityError(f"{where}: {'; '.join(violations)}; nothing was published")
+    return figure
+
+
+def _inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
+    photos = torch.stack([photo_like_lab(rng, *case.photo)[:1] for _ in range(case.batch)])
+    references = torch.stack(
+        [
+            torch.stack([photo_like_lab(rng, *case.reference) for _ in range(case.references)])
+            for _ in range(case.batch)
+        ]
+    )
+    return {"photo_l": aged(rng, photos), "reference_lab": references}

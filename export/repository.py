@@ -1,0 +1,189 @@
+"""The model repository on disk: a new version of every sub-net appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pikfix.export.configs import render
+from pikfix.export.contract import ENSEMBLES, PYTHON_STEPS
+from pikfix.export.errors import ExportError
+
+MANIFEST = "manifest.json"
+_KEPT_VERSIONS = 2
+"""The new version and the one before it, to go back to."""
+
+_STAGING_PREFIX = ".pikfix-export-"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a repository holds and where it came from.
+
+    checkpoint: file name, SHA-256, preset and the checkpoint's own metadata.
+    models: for each sub-net its version, file hash and parity figures.
+    """
+
+    created: str
+    checkpoint: dict[str, Any]
+    runtime: str
+    device: str
+    precision: str
+    versions: dict[str, str]
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def staging_folder(repository: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the repository's file system, removed on leaving.
+
+    It lies beside the repository: Triton takes every folder inside for a model.
+
+    Raises:
+        ExportError: the folder cannot be written.
+    """
+    repository = repository.resolve()
+    try:
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=repository.parent))
+    except OSError as error:
+        raise ExportError(
+            f"cannot write beside {repository} ({error.strerror}): choose another folder with -o"
+        ) from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(
+    repository: Path, staged: Path, configs: dict[str, pb.ModelConfig], manifest: Manifest
+) -> Manifest:
+    """Move staged sub-nets into the repository as their next versions.
+
+    Args:
+        repository: created, with the python steps and ensembles, if it does not exist.
+        staged: holds one folder of artifacts per sub-net, on the same file system.
+        configs: of all models.
+        manifest: what to record; versions are filled in.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ExportError: something could not be written; what had been published is taken back.
+    """
+    published: list[Path] = []
+    previous = {name: _read_config(repository / name) for name in manifest.models}
+    try:
+        _lay_fixed_models(repository, configs)
+        for name, entry in manifest.models.items():
+            version = max(_versions(repository / name), default=0) + 1
+            target = repository / name / str(version)
+            target.parent.mkdir(exist_ok=True)
+            (staged / name).replace(target)
+            published.append(target)
+            _write(repository / name / "config.pbtxt", render(configs[name]))
+            entry["version"] = version
+        _write(repository / MANIFEST, json.dumps(manifest.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        _take_back(repository, published, previous)
+        raise ExportError(
+            f"cannot write {error.filename or repository} ({error.strerror}): "
+            "the repository is as it was before"
+        ) from error
+    for name in manifest.models:
+        for version in sorted(_versions(repository / name))[:-_KEPT_VERSIONS]:
+            shutil.rmtree(repository / name / str(version), ignore_errors=True)
+    return manifest
+
+
+def read_manifest(repository: Path) -> Manifest:
+    """Read what a repository holds.
+
+    Raises:
+        ExportError: nothing was exported into it, or its manifest is damaged.
+    """
+    path = repository / MANIFEST
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{repository} has no {MANIFEST}: run `pikfix export CHECKPOINT -o {repository}`"
+        ) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read ({error}): export again") from error
+
+
+def write_fixed_configs(repository: Path, configs: dict[str, pb.ModelConfig]) -> None:
+    """Write the configs of the python steps and ensembles, which are committed."""
+    for name in (*PYTHON_STEPS, *ENSEMBLES):
+        _write(repository / name / "config.pbtxt", render(configs[name]))
+
+
+def _lay_fixed_models(repository: Path, configs: dict[str, pb.ModelConfig]) -> None:
+    source = resources.files("pikfix.model_repository")
+    repository.mkdir(exist_ok=True)
+    for step in PYTHON_STEPS:
+        version = repository / step / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        _write(version / "model.py", (source / step / "1" / "model.py").read_text())
+    for ensemble in ENSEMBLES:
+        # Triton wants a version folder even where there is nothing to put into it.
+        (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
+    write_fixed_configs(repository, configs)
+
+
+def _versions(model: Path) -> Sequence[int]:
+    if not model.is_dir():
+        return ()
+    return [int(entry.name) for entry in model.iterdir() if entry.name.isdigit()]
+
+
+def _read_config(model: Path) -> str | None:
+    path = model / "config.pbtxt"
+    return path.read_text() if path.is_file() else None
+
+
+def _take_back(repository: Path, published: list[Path], previous: dict[str, str | None]) -> None:
+    for target in published:
+        shutil.rmtree(target, ignore_errors=True)
+    for name, text in previous.items():
+        path = repository / name / "config.pbtxt"
+        if text is None:
+            path.unlink(missing_ok=True)
+        elif path.read_text() != text:
+            _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file's text at once; a file that has it already is left alone."""
+    if path.is_file() and path.read_text() == text:
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def parse_config(text: str) -> pb.ModelConfig:
+    """Parse the text of a config.pbtxt."""
+    return text_format.Parse(text, pb.ModelConfig())

@@ -1,0 +1,69 @@
+"""The three exported sub-nets as modules whose forward has the contract's tensors, in its order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pikfix.networks import PYRAMID_LEVELS, PikFix, to_working
+
+
+class RestoreStep(nn.Module):
+    """photo_l to restored_l and working_l."""
+
+    def __init__(self, model: PikFix) -> None:
+        super().__init__()
+        self.restoration = model.restoration
+
+    def forward(self, photo_l: Tensor) -> tuple[Tensor, Tensor]:
+        restored_l = self.restoration(photo_l)
+        return restored_l, to_working(restored_l)
+
+
+class WorkingStep(nn.Module):
+    """restored_l to working_l: what a server that restores in tiles computes from the whole."""
+
+    def forward(self, restored_l: Tensor) -> Tensor:
+        return to_working(restored_l)
+
+
+class SimilarityStep(nn.Module):
+    """working_l and reference_lab to warped_1..4 and confidence_1..4."""
+
+    def __init__(self, model: PikFix) -> None:
+        super().__init__()
+        self.similarity = model.similarity
+
+    def forward(self, working_l: Tensor, reference_lab: Tensor) -> tuple[Tensor, ...]:
+        warped, confidence = self.similarity(working_l, reference_lab)
+        return (*warped, *confidence)
+
+
+class ColorizeStep(nn.Module):
+    """working_l, warped_1..4 and confidence_1..4 to ab."""
+
+    def __init__(self, model: PikFix) -> None:
+        super().__init__()
+        self.colorization = model.colorization
+
+    def forward(self, working_l: Tensor, *maps: Tensor) -> Tensor:
+        warped, confidence = maps[:PYRAMID_LEVELS], maps[PYRAMID_LEVELS:]
+        ab: Tensor = self.colorization(working_l, warped, confidence)
+        return ab
+
+
+def subnet_module(model: PikFix, name: str) -> nn.Module:
+    """Wrap the sub-net `name` of `model` ("restore", "similarity" or "colorize")."""
+    steps: dict[str, type[nn.Module]] = {
+        "restore": RestoreStep,
+        "similarity": SimilarityStep,
+        "colorize": ColorizeStep,
+    }
+    return steps[name](model).eval()
+
+
+@torch.no_grad()
+def run_subnet(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Run a wrapped sub-net; always a tuple, in the contract's order."""
+    out = module(*inputs.values())
+    return out if isinstance(out, tuple) else (out,)
