@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from pikfix.serving.errors import ServingError
 
 EXPORT_COMMAND = "pikfix export checkpoints/compact.safetensors"
 SUB_NETS = ("restore", "similarity", "colorize")
+# What the repository holds before any export: the steps that are code, and the ensembles.
+STEPS = ("decode_photo", "encode_photo", "pikfix", "pikfix_photo")
 
 SHM = Path("/dev/shm")
 # Each model instance opens a region of 1 MiB at its start; ten instances and room to answer.
@@ -35,12 +38,11 @@ def exported_versions(model_dir: Path) -> list[int]:
 
 
 def models_in(repository: Path) -> list[str]:
-    """Names of the folders of a repository that Triton would take for models."""
+    """Names of the folders of a repository that have a model's form."""
     return sorted(
         entry.name
         for entry in repository.iterdir()
         if entry.is_dir()
-        and not entry.name.startswith(".")
         and ((entry / "config.pbtxt").is_file() or any(v.name.isdigit() for v in entry.iterdir()))
     )
 
@@ -62,9 +64,10 @@ def check_repository(repository: str) -> None:
         models = models_in(path)
     except PermissionError as error:
         raise ServingError(f"model repository {path} cannot be read: {error}") from None
+    _check_strays(path, models)
     if not models:
         raise ServingError(f"model repository {path} holds no model; run `{EXPORT_COMMAND}`")
-    if not {"pikfix", "pikfix_photo", *SUB_NETS} & set(models):
+    if not {*SUB_NETS, *STEPS} & set(models):
         return
     missing = [name for name in SUB_NETS if not exported_versions(path / name)]
     if missing:
@@ -72,6 +75,21 @@ def check_repository(repository: str) -> None:
             f"model repository {path} has no exported {', '.join(missing)} "
             f"({missing[0]}/1/model.onnx is missing); run `{EXPORT_COMMAND}`"
         )
+
+
+def _check_strays(repository: Path, models: list[str]) -> None:
+    """Triton takes every folder for a model, and one that is none fails the whole start."""
+    for entry in sorted(repository.iterdir()):
+        if not entry.is_dir() or entry.name in models:
+            continue
+        # Bytecode of an import from here; nothing is lost with it.
+        if entry.name == "__pycache__" and all(f.suffix == ".pyc" for f in entry.iterdir()):
+            shutil.rmtree(entry, ignore_errors=True)
+        if entry.is_dir():
+            raise ServingError(
+                f"model repository {repository} holds the folder {entry.name}, which is no model "
+                "and fails Triton's start; remove it (or wait for a running export to end)"
+            )
 
 
 def check_ports(endpoints: Iterable[Endpoint]) -> None:

@@ -29,8 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-import triton_python_backend_utils as pb_utils
+import numpy.typing as npt
+import onnxruntime as ort  # type: ignore[import-untyped]
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+Array = npt.NDArray[Any]
 
 # Inputs of more elements than this end with the session's and malloc's free memory handed back:
 # one large photo must not decide what the process holds for the rest of its life.
@@ -114,14 +117,14 @@ class Tiling:
 
 
 def run_tiled(
-    run: Callable[[np.ndarray], np.ndarray],
-    image: np.ndarray,
+    run: Callable[[Array], Array],
+    image: Array,
     tiling: Tiling,
     before_tile: Callable[[], None] = lambda: None,
-) -> np.ndarray:
+) -> Array:
     """Run `run` ([B, C, H, W] -> [B, D, H, W]) over tiles of `image`, one picture at a time."""
     height, width = image.shape[2:]
-    result: np.ndarray | None = None
+    result: Array | None = None
     for b in range(image.shape[0]):
         for rows, columns, tile_rows, tile_columns in tiling.plan(height, width):
             before_tile()
@@ -241,10 +244,10 @@ class Network:
 
     def run(
         self,
-        inputs: dict[str, np.ndarray],
+        inputs: dict[str, Array],
         outputs: list[str],
         before_tile: Callable[[], None] = lambda: None,
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Array]:
         """Outputs by name. Raises StepError for a request at fault."""
         large = sum(array.size for array in inputs.values()) > SHRINK_ELEMENTS
         options = ort.RunOptions()
@@ -261,16 +264,16 @@ class Network:
 
     def _run_in_tiles(
         self,
-        image: np.ndarray,
+        image: Array,
         outputs: list[str],
         options: ort.RunOptions,
         before_tile: Callable[[], None],
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Array]:
         assert self.tiling is not None
         name_in, name_out = self.inputs[0], self.outputs[0]
 
-        def run(tile: np.ndarray) -> np.ndarray:
-            done: np.ndarray = self._session.run([name_out], {name_in: tile}, options)[0]
+        def run(tile: Array) -> Array:
+            done: Array = self._session.run([name_out], {name_in: tile}, options)[0]
             return done
 
         whole = run_tiled(run, image, self.tiling, before_tile)
@@ -289,7 +292,7 @@ class Item:
 
     index: int
     request: Any
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, Array]
     outputs: list[str]
     deadline_ms: int | None
 
@@ -368,7 +371,7 @@ class TritonPythonModel:
         outputs = [name for name in self._outputs if name in wanted]
         return Item(index, request, inputs, outputs, deadline_ms)
 
-    def _check(self, name: str, entry: dict[str, Any], array: np.ndarray) -> np.ndarray:
+    def _check(self, name: str, entry: dict[str, Any], array: Array) -> Array:
         """The array, if it is what the config promises the model; StepError otherwise."""
         dtype = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
         if array.dtype != dtype:
@@ -413,7 +416,7 @@ class TritonPythonModel:
             )
             start = stop
 
-    def _run(self, group: list[Item]) -> dict[str, np.ndarray]:
+    def _run(self, group: list[Item]) -> dict[str, Array]:
         def before_tile() -> None:
             # A merged run goes on while anybody still waits for it.
             if all(item.request.is_cancelled() for item in group):
