@@ -1,0 +1,76 @@
+"""``pikfix export``: from a checkpoint to a model repository."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Runtime(str, Enum):
+    """What runs the exported networks."""
+
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    pytorch = "pytorch"
+
+
+class Device(str, Enum):
+    """Where they run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    """In which arithmetic they run."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+def command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, a .safetensors file.", show_default=False)
+    ],
+    *,
+    runtime: Annotated[Runtime, typer.Option(help="What runs the networks.")] = Runtime.onnxruntime,
+    device: Annotated[Device, typer.Option(help="Where they run.")] = Device.cpu,
+    precision: Annotated[
+        Precision, typer.Option(help="In which arithmetic they run.")
+    ] = Precision.fp32,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
+        "model_repository"
+    ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest as one JSON object.")
+    ] = False,
+) -> None:
+    """Export the networks of a checkpoint into a model repository.
+
+    What is exported is compared with PyTorch first; where it differs, the repository stays as
+    it was.
+    """
+    import json
+
+    from pikfix.export import export_checkpoint
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    manifest = export_checkpoint(
+        checkpoint,
+        out,
+        runtime=runtime.value,
+        device=device.value,
+        precision=precision.value,
+        progress=progress,
+    )
+    if as_json:
+        print(json.dumps(manifest.to_dict()))
+    else:
+        print(f"{checkpoint} -> {out}")

@@ -1,0 +1,194 @@
+"""``pikfix restore``: photos and folders of photos through a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pikfix.cli.output import Reporter
+from pikfix.cli.plan import Job, Plan, make_plan
+from pikfix.cli.private_server import private_server, terminate_as_interrupt
+from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
+from pikfix.cli.runner import Outcome, References, Run, Settings
+from pikfix.client import AsyncPikFixClient
+
+# A supervised server needs this long to load its models again.
+_PRIVATE_PATIENCE = 120.0
+_REMOTE_PATIENCE = 20.0
+
+
+class Format(str, Enum):
+    """Formats of a result."""
+
+    jpeg = "jpeg"
+    png = "png"
+    tiff = "tiff"
+    webp = "webp"
+
+
+def command(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO_OR_FOLDER",
+            help="Pictures, and folders to search for pictures with all their sub-folders.",
+            show_default=False,
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder for the results, or the result's file for a single photo.",
+            show_default=False,
+        ),
+    ],
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Colour photo to take the colours from; may be given several times."),
+    ] = None,
+    color: Annotated[
+        bool,
+        typer.Option(
+            "--color/--no-color", help="Colorize, or restore only and give a grey picture."
+        ),
+    ] = True,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            help="Format of the results; each photo's own where that can be written, else PNG."
+        ),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP results.")
+    ] = 95,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="gRPC address of a running server; without it one is started for this run.",
+        ),
+    ] = None,
+    model_repository: Annotated[
+        Path, typer.Option(help="Models for the server that is started without --url.")
+    ] = Path("model_repository"),
+    jobs: Annotated[
+        int, typer.Option(min=1, max=64, help="Photos in flight at the same time.")
+    ] = 2,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one photo.")] = 300.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = (
+        False
+    ),
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave photos whose result exists.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per photo.")
+    ] = False,
+) -> None:
+    """Restore and colorize photos.
+
+    Results appear whole or not at all, and never replace an input. Where a result exists
+    already, nothing is done at all, unless --overwrite or --skip-existing says what to do. A
+    photo that fails is named on stderr, the others go on, and the exit code is 1.
+    """
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other")
+    plan = make_plan(photos, out, None if format is None else format.value, reference or ())
+    existing = [job for job in plan.jobs if os.path.lexists(job.output)]
+    if existing and not overwrite and not skip_existing:
+        others = f" and {len(existing) - 1} other results" if len(existing) > 1 else ""
+        raise CommandError(
+            f"{existing[0].output}{others} exist{'' if others else 's'} already; nothing was "
+            "done; give --overwrite, --skip-existing or another place with -o"
+        )
+    if not plan.jobs and not plan.unreadable:
+        raise CommandError(f"there are no pictures in {', '.join(map(str, photos))}")
+    settings = Settings(
+        references=_references(reference or []),
+        color=color,
+        quality=quality,
+        timeout=timeout,
+        in_flight=jobs,
+        overwrite=overwrite,
+        patience=_REMOTE_PATIENCE if url else _PRIVATE_PATIENCE,
+    )
+    _check_place(plan, out)
+    client = _client(url)
+    with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
+        run = Run(settings, reporter)
+        skipped = set(existing) if skip_existing else set()
+        _report_known(plan, skipped, reporter, out)
+        todo = [job for job in plan.jobs if job not in skipped]
+        try:
+            if todo:
+                _work(run, todo, client, model_repository)
+        finally:
+            reporter.summarize()
+        if run.hopeless is not None and reporter.count("unfinished"):
+            reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
+    if run.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if reporter.count("failed") or reporter.count("unfinished"):
+        raise typer.Exit(FAILURE)
+
+
+def _client(url: str | None) -> AsyncPikFixClient | None:
+    if url is None:
+        return None
+    try:
+        return AsyncPikFixClient(url)
+    except ValueError as error:
+        raise UsageError(f"--url: {error}") from error
+
+
+def _work(
+    run: Run, jobs: Sequence[Job], client: AsyncPikFixClient | None, model_repository: Path
+) -> None:
+    async def work(ready: AsyncPikFixClient) -> None:
+        async with ready:
+            # One message instead of one per photo where there is no server.
+            await ready.ensure_ready()
+            await run.over(jobs, ready)
+
+    with contextlib.ExitStack() as stack:
+        if client is None:
+            with terminate_as_interrupt():
+                url = stack.enter_context(private_server(model_repository))
+            client = AsyncPikFixClient(url)
+        asyncio.run(work(client))
+
+
+def _references(files: Sequence[Path]) -> References:
+    sent = [path.read_bytes() for path in files]
+    for path, data in zip(files, sent, strict=True):
+        if not data:
+            raise CommandError(f"the reference {path} is empty")
+    return lambda photo: sent
+
+
+def _check_place(plan: Plan, out: Path) -> None:
+    """Make the folder for the results and see that it can be written to."""
+    folder = out if any(job.output != out for job in plan.jobs) else out.parent
+    if not plan.jobs:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CommandError(f"{folder} cannot be written to; give another place with -o")
+
+
+def _report_known(plan: Plan, skipped: set[Job], reporter: Reporter, out: Path) -> None:
+    for path, reason in plan.unreadable:
+        reporter(Outcome(Job(path, out, ""), "failed", error=CommandError(reason)))
+    for job in plan.jobs:
+        if job in skipped:
+            reporter(Outcome(job, "skipped"))

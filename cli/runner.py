@@ -1,0 +1,256 @@
+"""Sends photos to a server, a few at a time, and writes what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from pikfix.cli.plan import Job
+from pikfix.cli.problems import CommandError, explain
+from pikfix.client import (
+    AccessDeniedError,
+    AsyncPikFixClient,
+    ConnectionLostError,
+    ModelNotFoundError,
+    PictureFormat,
+    PikFixError,
+    Report,
+    RestoredPhoto,
+    ServerNotReadyError,
+    ServerUnreachableError,
+    TlsError,
+    WrongServerError,
+)
+
+# After one of these no later photo can fare better.
+_HOPELESS = (
+    ServerUnreachableError,
+    WrongServerError,
+    TlsError,
+    ModelNotFoundError,
+    AccessDeniedError,
+)
+_HOPELESS_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one photo.
+
+    Attributes:
+        job: the photo and its result file.
+        status: ``restored``, ``failed``, ``skipped``, or ``unfinished`` where the run ended first.
+        seconds: from reading the photo to the written result.
+        report: the server's report on a restored photo.
+        error: why it failed.
+    """
+
+    job: Job
+    status: str
+    seconds: float = 0.0
+    report: Report | None = None
+    error: Exception | None = None
+
+    @property
+    def problem(self) -> str:
+        """The error in one line, without the photo's name."""
+        if self.error is None:
+            return ""
+        if isinstance(self.error, OSError) and self.error.filename == str(self.job.photo):
+            return self.error.strerror or str(self.error)
+        return explain(self.error) or repr(self.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+        error: dict[str, str | None] | None = None
+        if self.error is not None:
+            error = {"type": type(self.error).__name__, "message": self.problem}
+            if isinstance(self.error, PikFixError):
+                error |= {"step": self.error.step, "code": self.error.code}
+        return {
+            "photo": str(self.job.photo),
+            "output": str(self.job.output) if self.status in ("restored", "skipped") else None,
+            "status": self.status,
+            "seconds": round(self.seconds, 3),
+            "report": None if self.report is None else self.report.to_dict(),
+            "error": error,
+        }
+
+
+class References(Protocol):
+    """Chooses the references to send with a photo; called in a worker thread."""
+
+    def __call__(self, photo: bytes) -> Sequence[bytes]:
+        """Return the encoded references for an encoded photo."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every photo is restored.
+
+    Attributes:
+        references: chooses what to send as reference.
+        color: False restores only.
+        quality: of JPEG and WebP, 1 to 100.
+        timeout: seconds per photo.
+        in_flight: photos at a time.
+        overwrite: replace results that exist.
+        patience: seconds to wait for a server that went away.
+    """
+
+    references: References
+    color: bool = True
+    quality: int = 95
+    timeout: float = 300.0
+    in_flight: int = 2
+    overwrite: bool = False
+    patience: float = 0.0
+
+
+@dataclass
+class Run:
+    """A run over many photos.
+
+    Attributes:
+        settings: how to restore.
+        report: called with every outcome, as it comes.
+        interrupted: whether SIGINT or SIGTERM ended it.
+        hopeless: the error that ended it early.
+    """
+
+    settings: Settings
+    report: Callable[[Outcome], None]
+    interrupted: bool = False
+    hopeless: Exception | None = None
+    _stopping: bool = False
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def over(self, jobs: Sequence[Job], client: AsyncPikFixClient) -> None:
+        """Restore all photos; what was not begun or not finished is reported as such."""
+        waiting = iter(jobs)
+        done: set[Job] = set()
+
+        async def work() -> None:
+            while not self._stopping:
+                job = next(waiting, None)
+                if job is None:
+                    return
+                outcome = await self._one(job, client)
+                done.add(job)
+                self.report(outcome)
+                if _is_hopeless(outcome.error):
+                    self.hopeless = outcome.error
+                    self._stop()
+
+        count = min(self.settings.in_flight, len(jobs))
+        self._tasks = [asyncio.create_task(work()) for _ in range(count)]
+        with self._signals():
+            results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):  # a defect: every other error is an outcome
+                raise result
+        for job in jobs:
+            if job not in done:
+                self.report(Outcome(job, "unfinished"))
+
+    def _stop(self) -> None:
+        self._stopping = True
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the first SIGINT or SIGTERM end the run in order; the second one kills."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+
+        def end() -> None:
+            self.interrupted = True
+            restore()
+            self._stop()
+
+        def restore() -> None:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+        try:
+            for number in numbers:
+                loop.add_signal_handler(number, end)
+        except (NotImplementedError, RuntimeError, ValueError):
+            # Windows, or not in the main thread: Ctrl-C then arrives as KeyboardInterrupt.
+            yield
+            return
+        try:
+            yield
+        finally:
+            restore()
+
+    async def _one(self, job: Job, client: AsyncPikFixClient) -> Outcome:
+        start = time.monotonic()
+        try:
+            restored = await self._restore(job, client)
+        except (PikFixError, OSError, CommandError) as error:
+            return Outcome(job, "failed", time.monotonic() - start, error=error)
+        return Outcome(job, "restored", time.monotonic() - start, report=restored.report)
+
+    async def _restore(self, job: Job, client: AsyncPikFixClient) -> RestoredPhoto:
+        settings = self.settings
+        photo = await asyncio.to_thread(job.photo.read_bytes)
+        references: Sequence[bytes] = ()
+        if settings.color:
+            references = await asyncio.to_thread(settings.references, photo)
+
+        async def send() -> RestoredPhoto:
+            return await client.restore(
+                photo,
+                list(references),
+                color=settings.color,
+                format=cast(PictureFormat, job.format),
+                quality=settings.quality,
+                timeout=settings.timeout,
+            )
+
+        try:
+            restored = await send()
+        except (ServerUnreachableError, ConnectionLostError, ServerNotReadyError):
+            # A supervised server that died is started again; whoever killed it must not take
+            # the photos that were in flight beside it along.
+            if not await _comes_back(client, settings.patience):
+                raise
+            restored = await send()
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, job, restored))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: let it end, so that what is written is counted.
+            await writing
+        return restored
+
+    def _write(self, job: Job, restored: RestoredPhoto) -> None:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        if not self.settings.overwrite and job.output.exists():
+            raise CommandError(f"{job.output} appeared meanwhile and is left as it is")
+        restored.save(job.output)
+
+
+async def _comes_back(client: AsyncPikFixClient, patience: float) -> bool:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if await client.is_ready():
+            return True
+        await asyncio.sleep(0.5)
+    return False
+
+
+def _is_hopeless(error: Exception | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _HOPELESS_ERRNO
+    return isinstance(error, _HOPELESS)
