@@ -22,7 +22,8 @@ FORMATS = (
     *("PPM", "PCX", "SGI", "TGA", "QOI", "PSD", "IM", "SUN", "MSP"),
 )
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF, JPEG 2000, PPM, ..."
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,12 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         raise _too_large("too many pixels", max_pixels) from error
     # The same holds for Pillow's header parsers as for its decoders, see decode_photo.
     except Exception as error:
+        if data[:4] in _TIFF_SIGNATURES:
+            raise PhotoError(
+                "bad_photo",
+                "a TIFF file that is damaged, or of a kind that cannot be read: save the photo"
+                " as grey or RGB with 8 or 16 bits a sample",
+            ) from error
         raise PhotoError(
             "bad_photo",
             f"not a picture, or its first bytes are damaged: send one of {_NAMES}",

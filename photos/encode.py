@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+import struct
 import zlib
 from typing import Any
 
@@ -106,8 +108,11 @@ def encode_photo(
     return file.getvalue(), warnings
 
 
+@functools.cache
 def _srgb_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # LittleCMS writes the time of the call: with a fixed one, equal photos give equal files.
+    return icc[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + icc[36:]
 
 
 def _exif_with_resolution(exif: bytes, dpi: tuple[float, float]) -> bytes:

@@ -1,0 +1,336 @@
+"""encode_photo on its own, and behind decode_photo with networks that change nothing."""
+
+import io
+import json
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from skimage import color as sk
+from skimage import data
+
+from pikfix.photos import PhotoError, lab_planes
+from pikfix.photos.steps import Options, Reference, take_notes
+
+BOUND = 0.3  # of L, see pikfix.photos.color.compose
+
+
+@pytest.fixture
+def steps(load):
+    return load("decode_photo"), load("encode_photo", model_version="pikfix-7")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.ascontiguousarray(data.coffee()[:200, :300])
+
+
+def perfect_networks(decoded, photos):
+    """Networks that restore nothing and know the true colours at the photo's own resolution."""
+    light = decoded["photo_l"]
+    ab = np.zeros((len(light), 2, *light.shape[2:]), np.float32)
+    for number, photo in enumerate(photos):
+        ab[number, :, : photo.shape[0], : photo.shape[1]] = lab_planes(photo)[1:]
+    return {"restored_l": light, "ab": ab, "photo_info": decoded["photo_info"]}
+
+
+def confidences(request, value=0.5):
+    height, width = request["restored_l"].shape[2:]
+    batch = len(request["restored_l"])
+    return {
+        f"confidence_{i}": np.full((batch, 1, height >> i + 1, width >> i + 1), value, np.float32)
+        for i in range(1, 5)
+    }
+
+
+def opened(answer, number=0):
+    image = Image.open(io.BytesIO(answer["result"][number, 0]))
+    image.load()
+    return image, json.loads(answer["report"][number, 0])
+
+
+def refusal(answer, code, kind="INVALID_ARG"):
+    message = answer.message()
+    assert message.startswith(f"[encode_photo] {code}: ")
+    assert "\n" not in message
+    assert answer.code().name == kind
+    return message
+
+
+def through(steps, text, file, reference_file=b"", *, options=b"", ab=None):
+    decode, encode = steps
+    (decoded,) = decode.run(
+        {"photo": text([file]), "reference": text([reference_file]), "options": text([options])}
+    )
+    light = decoded["photo_l"]
+    ab = np.zeros((1, 2, *light.shape[2:]), np.float32) if ab is None else ab
+    (answer,) = encode.run({"restored_l": light, "ab": ab, "photo_info": decoded["photo_info"]})
+    return opened(answer)
+
+
+def test_report(steps, text, save, reference):
+    photo = np.ascontiguousarray(data.astronaut()[:90, :120])
+    decode, encode = steps
+    (decoded,) = decode.run({"photo": text([save(photo)]), "reference": text([save(reference)])})
+    request = perfect_networks(decoded, [photo])
+    time.sleep(0.02)
+    (answer,) = encode.run({**request, **confidences(request)})
+    assert answer["result"].shape == answer["report"].shape == (1, 1)
+    image, report = opened(answer)
+    seconds = report.pop("seconds")
+    assert report == {
+        "photo": {"width": 120, "height": 90, "format": "png", "mode": "RGB", "bit_depth": 8},
+        "result": {"width": 120, "height": 90, "format": "png"},
+        "references": [{"source": "request", "name": None, "score": None, "share": None}],
+        "colorized": True,
+        "mean_confidence": 0.5,
+        "model_version": "pikfix-7",
+        "warnings": [],
+    }
+    assert list(seconds) == ["decode_photo", "networks", "encode_photo"]
+    assert seconds["networks"] >= 0.02
+    assert all(0 <= value < 5 for value in seconds.values())
+    # Perfect networks give the photo itself.
+    np.testing.assert_array_equal(np.asarray(image), photo)
+
+
+@pytest.mark.parametrize("size", [(33, 517), (1, 1), (1, 40), (480, 640), (1200, 1600)])
+def test_results_have_the_photos_own_size(steps, text, save, reference, size):
+    tiles = np.tile(data.astronaut(), (3, 4, 1))
+    photo = np.ascontiguousarray(tiles[: size[0], : size[1]])
+    for reference_file in (save(reference), b""):
+        image, report = through(steps, text, save(photo, "JPEG"), reference_file)
+        assert image.size == (size[1], size[0])
+        assert image.format == "JPEG"
+        assert image.mode == ("RGB" if reference_file else "L")
+        assert report["colorized"] is bool(reference_file)
+        assert (report["result"]["height"], report["result"]["width"]) == size
+
+
+def test_six_megapixels_need_little_memory(steps, text, save, reference):
+    photo = np.tile(data.camera(), (4, 6))[:2000, :3000]
+    ab = np.random.default_rng(0).uniform(-0.3, 0.3, (1, 2, 352, 512)).astype(np.float32)
+    decode, encode = steps
+    (decoded,) = decode.run(
+        {"photo": text([save(photo, "JPEG")]), "reference": text([save(reference)])}
+    )
+    assert decoded["photo_l"].shape == (1, 1, 2048, 3072)
+    request = {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
+    tracemalloc.start()
+    (answer,) = encode.run(request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    image, _ = opened(answer)
+    assert image.size == (3000, 2000)
+    # The 18 MB of the result itself, twice, and chunks.
+    assert peak < 60e6
+
+
+@pytest.mark.parametrize("strength", [0.2, 1.0])
+def test_color_does_not_change_luminance(steps, text, save, reference, strength):
+    photo = np.ascontiguousarray(data.camera()[::2, ::2])
+    ab = np.random.default_rng(0).uniform(-strength, strength, (1, 2, 64, 64)).astype(np.float32)
+    image, _ = through(steps, text, save(photo), save(reference), ab=ab)
+    light = sk.rgb2lab(np.asarray(image))[..., 0]
+    expected = sk.rgb2lab(np.repeat(photo[..., None], 3, axis=-1))[..., 0]
+    assert np.abs(light - expected).max() <= BOUND
+    assert np.asarray(image).std(axis=-1).mean() > 5, "there is colour"
+
+
+def test_jpeg_adds_only_its_own_loss(steps, text, save, reference):
+    photo = np.ascontiguousarray(data.camera()[::2, ::2])
+    ab = np.random.default_rng(0).uniform(-0.2, 0.2, (1, 2, 8, 8)).astype(np.float32)
+    image, _ = through(
+        steps, text, save(photo), save(reference), options=b'{"format": "jpeg"}', ab=ab
+    )
+    light = sk.rgb2lab(np.asarray(image))[..., 0]
+    expected = sk.rgb2lab(np.repeat(photo[..., None], 3, axis=-1))[..., 0]
+    assert np.abs(light - expected).mean() < 1.0
+
+
+@pytest.mark.parametrize("options", [b'{"color": false}', b""])
+def test_left_grey_returns_the_tones_exactly(steps, text, save, options):
+    photo = np.ascontiguousarray(data.camera()[:77, :91])
+    image, report = through(steps, text, save(photo), options=options)
+    np.testing.assert_array_equal(np.asarray(image), photo)
+    assert image.mode == "L"
+    assert report["colorized"] is False
+    assert report["mean_confidence"] is None
+    assert bool(report["warnings"]) is (options == b"")
+
+
+def test_no_color_of_a_color_photo_is_its_luminance(steps, text, save):
+    photo = np.ascontiguousarray(data.astronaut()[:77, :91])
+    image, _ = through(steps, text, save(photo), options=b'{"color": false}')
+    shown = sk.rgb2lab(np.repeat(np.asarray(image)[..., None], 3, axis=-1))[..., 0]
+    assert np.abs(shown - sk.rgb2lab(photo)[..., 0]).max() <= BOUND
+
+
+@pytest.mark.parametrize("name", ["TIFF", "PNG"])
+def test_sixteen_bits_in_and_out(steps, text, save, name):
+    deep = np.random.default_rng(0).integers(0, 65536, (50, 70), dtype=np.uint16)
+    image, report = through(steps, text, save(deep, name))
+    np.testing.assert_array_equal(np.asarray(image), deep)
+    assert report["photo"]["bit_depth"] == 16
+
+
+def test_sixteen_bits_in_color(steps, text, save, reference):
+    deep = np.random.default_rng(0).integers(20_000, 50_000, (50, 70), dtype=np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, deep)
+    ab = np.full((1, 2, 128, 128), 0.1, np.float32)
+    decode, encode = steps
+    (decoded,) = decode.run(
+        {"photo": text([file.getvalue()]), "reference": text([save(reference)])}
+    )
+    (answer,) = encode.run(
+        {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
+    )
+    pixels = tifffile.imread(io.BytesIO(answer["result"][0, 0]))
+    assert pixels.dtype == np.uint16
+    lab = sk.rgb2lab(pixels / 65535.0)
+    expected = sk.rgb2lab(np.repeat(deep[..., None] / 65535.0, 3, axis=-1))[..., 0]
+    np.testing.assert_allclose(lab[..., 0], expected, atol=0.01)
+    np.testing.assert_allclose(lab[..., 1:], 11, atol=0.05)
+
+
+def test_metadata_survives(steps, text, save, reference):
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "Grandmother", 6
+    photo = np.ascontiguousarray(data.camera()[:60, :90])
+    file = save(photo, "JPEG", exif=exif, dpi=(600, 600))
+    image, report = through(steps, text, file, save(reference))
+    assert image.size == (60, 90), "upright"
+    assert report["photo"]["width"] == 60
+    assert image.getexif()[0x0112] == 1
+    assert image.getexif()[0x010E] == "Grandmother"
+    assert image.info["dpi"] == (600, 600)
+
+
+def test_batch(steps, text, save, reference):
+    decode, encode = steps
+    photos = [np.ascontiguousarray(data.astronaut()[:h, :w]) for h, w in ((64, 64), (90, 40))]
+    (decoded,) = decode.run(
+        {
+            "photo": text([save(photo) for photo in photos]),
+            "reference": text([save(reference), b""]),
+            "options": text([b'{"format": "png"}', b'{"format": "tiff"}']),
+        }
+    )
+    request = perfect_networks(decoded, photos)
+    (answer,) = encode.run({**request, **confidences(request, 0.25)})
+    first, first_report = opened(answer, 0)
+    second, second_report = opened(answer, 1)
+    np.testing.assert_array_equal(np.asarray(first), photos[0])
+    assert (second.format, second.size, second.mode) == ("TIFF", (40, 90), "L")
+    assert (first_report["colorized"], second_report["colorized"]) == (True, False)
+    assert (first_report["mean_confidence"], second_report["mean_confidence"]) == (0.25, None)
+
+
+def test_confidence_leaves_the_padding_out(steps, text, save, reference):
+    decode, encode = steps
+    photo = data.camera()[:64, :64]
+    (decoded,) = decode.run({"photo": text([save(photo)]), "reference": text([save(reference)])})
+    request = {
+        "restored_l": decoded["photo_l"],  # padded to 128 x 128
+        "ab": np.zeros((1, 2, 32, 32), np.float32),
+        "photo_info": decoded["photo_info"],
+    }
+    maps = confidences(request)
+    for i, level in enumerate(maps.values()):
+        side = level.shape[-1]
+        level[..., side // 2 :] = level[..., side // 2 :, :] = -1.0
+        level[..., : side // 2, : side // 2] = 0.1 * i
+    (answer,) = encode.run({**request, **maps})
+    assert opened(answer)[1]["mean_confidence"] == pytest.approx(0.15, abs=1e-4)
+
+
+def test_report_without_confidences(steps, text, save, reference):
+    decode, encode = steps
+    photo = data.camera()[:64, :64]
+    (decoded,) = decode.run({"photo": text([save(photo)]), "reference": text([save(reference)])})
+    ab = np.zeros((1, 2, 32, 32), np.float32)
+    (answer,) = encode.run(
+        {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
+    )
+    assert opened(answer)[1]["mean_confidence"] is None
+
+
+def test_model_version_is_the_servers_where_the_configuration_has_none(load):
+    assert load("encode_photo", version="3").model.model_version == "3"
+
+
+@pytest.fixture
+def request_of(steps, text, save, reference):
+    def build():
+        (decoded,) = steps[0].run(
+            {"photo": text([save(data.camera()[:40, :50])]), "reference": text([save(reference)])}
+        )
+        ab = np.zeros((1, 2, 32, 64), np.float32)
+        return {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["restored_l", "ab", "confidence_3"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers(steps, request_of, name, value):
+    request = request_of()
+    request |= confidences(request)
+    request[name] = request[name].copy()
+    request[name][0, 0, 3, 3] = value
+    (answer,) = steps[1].run(request)
+    assert f"{name} holds NaN or infinite values" in refusal(answer, "bad_tensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("restored_l", (1, 3, 64, 64)),
+        ("restored_l", (1, 64, 64)),
+        ("restored_l", (1, 1, 0, 64)),
+        ("restored_l", (1, 1, 32, 32)),  # smaller than the photo
+        ("restored_l", (2, 1, 64, 64)),
+        ("ab", (1, 1, 64, 64)),
+        ("ab", (2, 2, 64, 64)),
+        ("confidence_1", (2, 1, 8, 8)),
+    ],
+)
+def test_wrong_shapes(steps, request_of, name, shape):
+    (answer,) = steps[1].run({**request_of(), name: np.zeros(shape, np.float32)})
+    refusal(answer, "bad_tensor")
+
+
+@pytest.mark.parametrize("name", ["restored_l", "ab", "photo_info"])
+def test_missing_inputs(steps, request_of, name):
+    request = request_of()
+    del request[name]
+    (answer,) = steps[1].run(request)
+    refusal(answer, "bad_tensor")
+
+
+def test_foreign_notes(steps, request_of, text):
+    answers = steps[1].run({**request_of(), "photo_info": text([b"{}"])}, request_of())
+    assert "photo_info is not what decode_photo writes" in refusal(answers[0], "bad_tensor")
+    assert opened(answers[1])[0].size == (50, 40)
+
+
+def test_deadline(steps, request_of):
+    answers = steps[1].run(
+        {**request_of(), "parameters": {"deadline_unix_ms": int(time.time() * 1000) - 5}},
+        {**request_of(), "parameters": {"deadline_unix_ms": int(time.time() * 1000) + 60_000}},
+    )
+    refusal(answers[0], "deadline_exceeded", kind="CANCELLED")
+    assert opened(answers[1])[0].size == (50, 40)
+
+
+def test_notes_and_options_of_the_step_are_the_packages(reference):
+    """A long side that WebP cannot hold is refused before any network has run."""
+    from pikfix.photos import Photo
+
+    photo = Photo(np.zeros((1, 20_000), np.uint8), "webp", "L", 8)
+    with pytest.raises(PhotoError, match="webp holds at most"):
+        take_notes(photo, Options(), [Reference(reference)], library=False)
