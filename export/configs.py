@@ -106,7 +106,7 @@ def _subnet(model: Model, settings: ServingSettings) -> pb.ModelConfig:
         _parameter(message, "tile_pixels", settings.tile_pixels)
         _parameter(message, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
         _parameter(message, "tile_align", SIDE_MULTIPLE)
-    else:
+    elif model.name == "similarity":
         _parameter(message, "side_multiple", SIDE_MULTIPLE)
     message.model_warmup.append(_warmup(model))
     return message
