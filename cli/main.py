@@ -112,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"{' '.join(error.format_message().split())} (see {path} --help)")
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
         return INTERRUPTED
     except Exception as error:
         message = explain(error)

@@ -43,6 +43,9 @@ class Reporter:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                # stdout may be a pipe, and stays what it is.
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             if sys.stderr.isatty()
             else None

@@ -40,6 +40,10 @@ class CommandError(Exception):
 class UsageError(typer.BadParameter):
     """Options and arguments that do not go together; exit code 2."""
 
+    def format_message(self) -> str:
+        """Return the message as it is: it is not about one option alone."""
+        return str(self.message)
+
 
 def explain(error: BaseException) -> str | None:
     """Return one line for an error that a user can cause or mend; None for a defect.

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+# The client's tests own the server that speaks Triton's protocol.
+_FILE = Path(__file__).parents[1] / "client" / "fake_triton.py"
+if "fake_triton" not in sys.modules:
+    _SPEC = importlib.util.spec_from_file_location("fake_triton", _FILE)
+    sys.modules["fake_triton"] = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(sys.modules["fake_triton"])
+fake_triton = sys.modules["fake_triton"]
+
+PIKFIX = Path(sys.executable).with_name("pikfix")
+
+
+@pytest.fixture
+def fake():
+    return fake_triton
+
+
+@pytest.fixture
+def server():
+    running = fake_triton.FakeTriton()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def free_url():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start(*words, **kwargs):
+    """Start the installed command, without a terminal."""
+    kwargs.setdefault("stdout", subprocess.PIPE)
+    kwargs.setdefault("stderr", subprocess.PIPE)
+    environment = {**os.environ, "PYTHONWARNINGS": "default", **kwargs.pop("env", {})}
+    return subprocess.Popen([str(PIKFIX), *map(str, words)], text=True, env=environment, **kwargs)
+
+
+@pytest.fixture
+def begin():
+    """Start the command and return its process; it is ended with the test."""
+    running = []
+
+    def begin_one(*words, **kwargs):
+        running.append(start(*words, **kwargs))
+        return running[-1]
+
+    yield begin_one
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def pikfix():
+    """Run the command; nothing that a user can do may end in a traceback."""
+
+    def run(*words, **kwargs):
+        process = start(*words, **kwargs)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def restore(pikfix, server):
+    """Run ``pikfix restore`` against the server."""
+    return lambda *words, **kwargs: pikfix("restore", *words, "--url", server.url, **kwargs)
+
+
+@pytest.fixture
+def picture():
+    """Write a small picture file and return its path."""
+
+    def write(path, size=(48, 32), seed=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = data.astronaut()[seed * 8 :]
+        format = {".gif": "GIF", ".bmp": "BMP"}.get(path.suffix.lower())
+        buffer = io.BytesIO()
+        suffixes = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF"}
+        format = format or suffixes.get(path.suffix.lower(), "JPEG")
+        Image.fromarray(pixels).resize(size).save(buffer, format)
+        path.write_bytes(buffer.getvalue())
+        return path
+
+    return write
