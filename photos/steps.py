@@ -29,6 +29,7 @@ T = TypeVar("T", int, str)
 DEFAULT_REFERENCE_SIDE = 256
 DEFAULT_MAX_REFERENCES = 8
 _NOTES_VERSION = 1
+_EXAMPLE = 'send, for example, {"color": true, "format": "png"}'
 
 
 def config_value(parameters: Mapping[str, Any], name: str, default: T) -> T:
@@ -107,9 +108,11 @@ def parse_options(data: bytes) -> Options:
     try:
         given = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise PhotoError("bad_options", f"options are not valid JSON: {error}") from error
+        raise PhotoError(
+            "bad_options", f"options are not valid JSON ({error}): {_EXAMPLE}"
+        ) from error
     if not isinstance(given, dict):
-        raise PhotoError("bad_options", "options must be a JSON object")
+        raise PhotoError("bad_options", f"options must be a JSON object: {_EXAMPLE}")
     known = [field.name for field in dataclasses.fields(Options)]
     for key in given:
         if key not in known:
@@ -140,6 +143,11 @@ class Reference:
     source: str = "request"
     name: str | None = None
     score: float | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return int(self.pixels.shape[0]), int(self.pixels.shape[1])
 
     def report(self) -> dict[str, Any]:
         """Return its entry in the report; the share of matches is not known at this step."""

@@ -1,6 +1,7 @@
 """Files that must be read right: every format, mode, depth, orientation and profile."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -298,6 +299,14 @@ def test_16_bit_color_tiff_without_a_codec_is_read_at_8_bits(deep_rgb, monkeypat
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", no_codec)
     photo = decode_photo(written(deep_rgb, photometric="rgb"))
+    assert np.abs(photo.pixels - deep_rgb / 257.0).max() <= 1
+    assert photo.warnings == ("the file holds 16 bits a sample: 8 were read",)
+
+
+def test_16_bit_color_tiff_without_tifffile_is_read_at_8_bits(deep_rgb, monkeypatch):
+    file = written(deep_rgb, photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    photo = decode_photo(file)
     assert np.abs(photo.pixels - deep_rgb / 257.0).max() <= 1
     assert photo.warnings == ("the file holds 16 bits a sample: 8 were read",)
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
@@ -86,7 +87,7 @@ class TritonPythonModel:
         """Answer each request on its own."""
         return [respond(pb_utils, STEP, self._decode, request) for request in requests]
 
-    def _decode(self, request: Any) -> dict[str, np.ndarray]:
+    def _decode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         check_deadline(request.parameters())
         started = time.time()
         photos = _rows(request, "photo")
@@ -112,7 +113,7 @@ class TritonPythonModel:
             notes.append(note)
             if chosen:
                 # One size for the whole request, that of its first reference.
-                shape = shape or reference_shape(chosen[0].pixels.shape[:2], self.reference_side)
+                shape = shape or reference_shape(chosen[0].size, self.reference_side)
                 planes.append(reference_planes(chosen, shape))
             else:
                 planes.append(grey_reference())
@@ -121,8 +122,11 @@ class TritonPythonModel:
             "reference_lab": join_references(planes, shape),
         }
         now = time.time()
-        times = {"decode_seconds": now - started, "decoded_at": now}
-        written = [[dataclasses.replace(note, **times).to_json()] for note in notes]
+        timed = [
+            dataclasses.replace(note, decode_seconds=now - started, decoded_at=now)
+            for note in notes
+        ]
+        written = [[note.to_json()] for note in timed]
         return {**outputs, "photo_info": np.array(written, dtype=object)}
 
     def _one(
@@ -140,9 +144,10 @@ class TritonPythonModel:
         notes = take_notes(photo, options, references, library=library)
         return photo, references, notes
 
-    def _padded(self, luminances: list[np.ndarray]) -> np.ndarray:
-        shapes = [bucket_shape(*plane.shape, self.bucket_sides) for plane in luminances]
-        shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
+    def _padded(self, luminances: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        height = max(plane.shape[0] for plane in luminances)
+        width = max(plane.shape[1] for plane in luminances)
+        shape = bucket_shape(height, width, self.bucket_sides)
         return np.stack([pad_reflect(plane, shape)[None] for plane in luminances])
 
 

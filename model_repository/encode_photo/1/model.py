@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from pikfix.photos import (
@@ -51,7 +52,7 @@ class TritonPythonModel:
         """Answer each request on its own."""
         return [respond(pb_utils, STEP, self._encode, request) for request in requests]
 
-    def _encode(self, request: Any) -> dict[str, np.ndarray]:
+    def _encode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         check_deadline(request.parameters())
         arrived = time.time()
         restored_l = _tensor(request, "restored_l", channels=1)
@@ -89,7 +90,11 @@ class TritonPythonModel:
         }
 
     def _one(
-        self, padded_l: np.ndarray, ab: np.ndarray, maps: list[np.ndarray], notes: PhotoNotes
+        self,
+        padded_l: npt.NDArray[Any],
+        ab: npt.NDArray[Any],
+        maps: list[npt.NDArray[Any]],
+        notes: PhotoNotes,
     ) -> tuple[bytes, dict[str, Any]]:
         height, width = notes.size
         padded = (padded_l.shape[0], padded_l.shape[1])
@@ -122,7 +127,7 @@ class TritonPythonModel:
 
 
 def _mean_confidence(
-    maps: list[np.ndarray], padded: tuple[int, int], size: tuple[int, int]
+    maps: list[npt.NDArray[Any]], padded: tuple[int, int], size: tuple[int, int]
 ) -> float | None:
     """Mean over the levels of the mean over the photo, its padding left out."""
     if not maps:
@@ -135,11 +140,11 @@ def _mean_confidence(
     return round(sum(means) / len(means), 4)
 
 
-def _tensor(request: Any, name: str, channels: int) -> np.ndarray:
+def _tensor(request: Any, name: str, channels: int) -> npt.NDArray[Any]:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise PhotoError("bad_tensor", f"{name} is missing: send it")
-    array: np.ndarray = tensor.as_numpy()
+    array: npt.NDArray[Any] = tensor.as_numpy()
     if array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
         raise PhotoError(
             "bad_tensor",
