@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
 
 MIN_CHROMA = 3.0
@@ -54,7 +55,7 @@ class LuminanceChooser:
         for path in pool:
             try:
                 picture = centre_crop(load_resized(path))
-            except ValueError as error:
+            except EvaluationError as error:
                 self.skipped[path] = str(error)
                 continue
             if mean_chroma(picture) < MIN_CHROMA:
@@ -64,7 +65,7 @@ class LuminanceChooser:
             self._digests.append(file_digest(path))
             features.append(self._describe(split_lab(picture)[0][None]))
         if not features:
-            raise ValueError("no usable reference: the folder needs readable colour photos")
+            raise EvaluationError("no usable reference: the folder needs readable colour photos")
         self._features = torch.stack(features)
 
     def __call__(self, luminance: Tensor, exclude: Path) -> list[Path]:

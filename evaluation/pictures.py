@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from pikfix.evaluation.errors import EvaluationError
 from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
 
 CROP = 256
@@ -42,13 +43,13 @@ def find_pictures(folder: Path) -> list[Path]:
     """Picture files in a folder and its subfolders, sorted by path.
 
     Raises:
-        ValueError: there is no such folder, or no picture in it.
+        EvaluationError: there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give a folder of photos")
+        raise EvaluationError(f"{folder} is not a folder: give a folder of photos")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
-        raise ValueError(f"no photos in {folder}: expected files such as .jpg or .png")
+        raise EvaluationError(f"no photos in {folder}: expected files such as .jpg or .png")
     return found
 
 
@@ -56,13 +57,13 @@ def load_resized(path: Path) -> Tensor:
     """Read a photo as RGB [3, H, W] in [0, 1], upright, its short side resized to 256.
 
     Raises:
-        ValueError: the file cannot be read as a picture.
+        EvaluationError: the file cannot be read as a picture.
     """
     try:
         with Image.open(path) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+        raise EvaluationError(f"cannot read {path} as a picture: {error}") from error
     factor = CROP / min(photo.size)
     size = (max(CROP, round(photo.width * factor)), max(CROP, round(photo.height * factor)))
     if photo.size != size:

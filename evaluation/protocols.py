@@ -7,7 +7,7 @@ name, so that a figure depends neither on the other photos nor on their order.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pikfix.evaluation import baselines
 from pikfix.evaluation.choosers import ReferenceChooser
+from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.metrics import (
     Metric,
     colourfulness,
@@ -45,9 +46,6 @@ DEFAULT_REFERENCES = 5
 Figures = dict[str, float]
 Degrade = Callable[[npt.NDArray[np.float32], np.random.Generator], npt.NDArray[np.float32]]
 """Damages a luminance [H, W] in [0, 1] (L/100) and returns one of the same kind."""
-
-Progress = Callable[[int, int], None]
-"""Called with the photos done and their number."""
 
 
 class Colorizer(Protocol):
@@ -79,7 +77,7 @@ class Evaluation:
 
     means: figures by system ("model", "grey", "histogram_match", "input", ...), means over photos.
     photos: one row per photo: "photo", "references", and each system's figures.
-    skipped: photos that could not be read, with the reason.
+    skipped: photos that could not be evaluated, with the reason.
     pictures: for the contact sheet, RGB [3, 256, 256] by system, the first photos only.
     """
 
@@ -112,13 +110,9 @@ class Evaluation:
 _BESIDE = ("grey", "histogram_match", "input")
 
 
-class EvaluationError(ValueError):
-    """A photo, or all of them, cannot be evaluated; the message says why."""
-
-
 def evaluate(
     model: Colorizer,
-    photos: Sequence[Path],
+    photos: Iterable[Path],
     protocol: str,
     *,
     choose: ReferenceChooser | None = None,
@@ -128,7 +122,6 @@ def evaluate(
     checkpoint: str = "",
     device: str | torch.device = "cpu",
     sheet_rows: int = 0,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Run one protocol over photos.
 
@@ -143,11 +136,10 @@ def evaluate(
         checkpoint: the model's name in the report.
         device: where the model is.
         sheet_rows: keep the pictures of the first so many photos.
-        progress: called after each photo.
 
     Raises:
         ValueError: an unknown protocol, or a chooser or degradation is missing.
-        EvaluationError: none of the photos can be read.
+        EvaluationError: none of the photos can be evaluated.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
@@ -167,19 +159,17 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     pictures: list[dict[str, Tensor]] = []
-    for done, path in enumerate(photos, start=1):
+    for path in photos:
         rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
         try:
             with torch.inference_mode():
-                figures, named, shown = judge(_load(path), path, rng)
+                figures, named, shown = judge(load_resized(path), path, rng)
         except EvaluationError as error:
             skipped.append({"photo": path.name, "reason": str(error)})
         else:
             rows.append({"photo": path.name, "references": named, **figures})
             if len(pictures) < sheet_rows:
                 pictures.append(shown)
-        if progress is not None:
-            progress(done, len(photos))
     if not rows:
         reason = skipped[0]["reason"] if skipped else "there are none"
         raise EvaluationError(f"no photo could be evaluated: {reason}")
@@ -311,13 +301,6 @@ class _Run:
         self, results: dict[str, Tensor], truth: Tensor, reference: Tensor
     ) -> dict[str, Tensor]:
         return {**results, "reference": reference, "truth": truth}
-
-
-def _load(path: Path) -> Tensor:
-    try:
-        return load_resized(path)
-    except ValueError as error:
-        raise EvaluationError(str(error)) from error
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, Figures]:

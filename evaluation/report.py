@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 from torch import Tensor
 
+from pikfix.evaluation.files import write_atomically
 from pikfix.evaluation.protocols import Evaluation
 
 TITLES = {
@@ -100,17 +99,3 @@ def to_image(picture: Tensor) -> Image.Image:
     """8-bit picture of RGB [3, H, W] in [0, 1], without any stretching of its tones."""
     pixels = np.rint(picture.clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     return Image.fromarray(pixels)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file by way of a temporary one beside it, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,0 +1,131 @@
+"""``pikfix evaluate``: how good a checkpoint is, beside its baselines."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from pikfix.cli.problems import CommandError, UsageError
+from pikfix.evaluation.choosers import LuminanceChooser, ReferenceChooser
+from pikfix.evaluation.pictures import find_pictures
+from pikfix.evaluation.protocols import DEFAULT_REFERENCES, evaluate
+from pikfix.evaluation.report import table, write_json, write_sheet
+from pikfix.networks import load_checkpoint
+from pikfix.training.degradation import DEGRADATIONS, degrade
+
+
+class Protocol(str, Enum):
+    """What is measured."""
+
+    colorize = "colorize"
+    sibling = "sibling"
+    restore = "restore"
+    full = "full"
+
+
+class Strength(str, Enum):
+    """Damage of the protocols restore and full."""
+
+    light = "light"
+    default = "default"
+    heavy = "heavy"
+
+
+_SHEET_ROWS = 16
+_TABLE_WIDTH = 120  # in a pipe, where there is no terminal to ask
+
+
+def command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Weights, a .safetensors file.", show_default=False)
+    ],
+    *,
+    photos: Annotated[
+        Path, typer.Option(help="Folder of colour photos to measure on.", show_default=False)
+    ],
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="colorize: clean photo, automatic references. sibling: the reference is another "
+            "crop of the photo. restore: damaged luminance. full: damaged photo, automatic "
+            "references.",
+            show_default=False,
+        ),
+    ],
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Folder of colour photos to choose references from (colorize, full)."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=1, max=64, help="References given to the model at once.")
+    ] = DEFAULT_REFERENCES,
+    strength: Annotated[
+        Strength, typer.Option(help="Damage of the protocols restore and full.")
+    ] = Strength.default,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure on the first N photos only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of damage and siblings.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a file.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a contact sheet, a PNG.")
+    ] = None,
+) -> None:
+    """Measure a checkpoint beside the grey photo, a histogram match and the damaged input.
+
+    Photos are cropped to the centre 256 x 256 after their short side is resized to 256; PSNR and
+    SSIM on RGB (restore: on luminance) in [0, 1]. The same seed gives the same figures.
+    """
+    automatic = protocol in (Protocol.colorize, Protocol.full)
+    if automatic and references is None:
+        raise UsageError(f"protocol {protocol.value} needs a folder of photos with --references")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CommandError("there is no CUDA device here; give --device cpu")
+    found = find_pictures(photos)[:limit]
+    model = load_checkpoint(checkpoint, device)
+    choose: ReferenceChooser | None = None
+    if automatic and references is not None:
+        pool = LuminanceChooser(find_pictures(references))
+        for reason in pool.skipped.values():
+            print(f"reference left out: {reason}", file=sys.stderr)
+        choose = pool
+    damage = DEGRADATIONS[strength.value]
+
+    def spoil(
+        luminance: npt.NDArray[np.float32], rng: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        return degrade(luminance, rng, damage).image
+
+    terminal = sys.stderr.isatty()
+    result = evaluate(
+        model,
+        track(found, "evaluating", console=Console(stderr=True), disable=not terminal),
+        protocol.value,
+        choose=choose,
+        degrade=spoil,
+        references=count,
+        seed=seed,
+        checkpoint=str(checkpoint),
+        device=device,
+        sheet_rows=_SHEET_ROWS if sheet is not None else 0,
+    )
+    for one in result.skipped:
+        print(f"photo left out: {one['reason']}", file=sys.stderr)
+    if json_file is not None:
+        write_json(result, json_file)
+    if sheet is not None:
+        write_sheet(result, sheet)
+    console = Console() if sys.stdout.isatty() else Console(width=_TABLE_WIDTH)
+    console.print(table(result))
