@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pikfix.kernels import checks
 from torch import Tensor
+
+from pikfix.kernels import checks
 
 
 @torch.library.custom_op("pikfix::center_normalize", mutates_args=())

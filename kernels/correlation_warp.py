@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pikfix.kernels import checks, correlation_warp_cpu
 from torch import Tensor
+
+from pikfix.kernels import checks, correlation_warp_cpu
 
 
 def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -63,7 +64,6 @@ def _backward_op(  # noqa: PLR0917 - torch.library wants tensors positional
             values=values,
             temperature=temperature,
             key_mask=key_mask,
-            logsumexp=logsumexp,
         )
 
 

@@ -1,23 +1,230 @@
 """The CPU twin of the warp: PyTorch's own products over chunks of queries.
 
 A chunk holds its rows of the N x M map and nothing else does, so memory is linear in N and M.
+Three forms, chosen by dtype and by what the processor has:
+
+- float32 (float64): products and softmax in that precision.
+- bfloat16 with AVX512-BF16 but no tiles: PyTorch's fused attention has no bfloat16 products
+  there, plain products do, but they round their result. So each row is shifted by an estimate
+  of its maximum *inside* the product (one more channel), where the sum is still float32: what
+  is rounded is the distance to the maximum, which is small where the weight is not.
+- bfloat16 or float16 with tiles (AMX): PyTorch's fused attention, padded to equal widths
+  (unequal ones fall back to the unfused path).
+
+A screen in int8 (a quarter of the float32 product's time) estimates the maximum and bounds
+every correlation from above; keys that no query of the chunk can give weight to are left out.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# Elements of the map that are held at a time: 8 MB of float32, which stays in the cache.
-_CHUNK_ELEMENTS = 1 << 21
+# Elements of the map that are held at a time: 2 to 4 MB, which stays in the caches.
+_CHUNK_ELEMENTS = 1 << 20
+# Fewer rows than this would read the keys from memory more often than compute with them.
+_MIN_ROWS = 32
+# Queries that are screened together: more would share fewer useless keys.
+_SCREEN_ROWS = 128
+# Below this many keys the screen costs more than it saves.
+_SCREEN_KEYS = 512
+# Key counts are rounded up to one of so many: every new size compiles new products.
+_SIZES = 16
+# Weights the screen may drop, as a share of a row's sum.
+_DROPPED = {torch.float32: 1e-6, torch.bfloat16: 1e-4}
+# exp(-70) / 65536 is still a normal float32: subnormal weights slow the product tenfold on
+# some processors.
+_FLOOR = 70.0
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _has(feature: str) -> bool:
+    probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
+    return bool(probe()) if probe is not None else False
 
 
-def _chunk_rows(queries: int, keys: int) -> int:
-    return max(1, min(queries, _CHUNK_ELEMENTS // max(1, keys)))
+def reduced_form(dtype: torch.dtype) -> str:
+    """How this processor runs a dtype: "attention", "shifted" or "float32"."""
+    if dtype == torch.bfloat16 and _has("amx_tile"):
+        return "attention"
+    if dtype == torch.float16 and _has("amx_fp16"):
+        return "attention"
+    if dtype == torch.bfloat16 and _has("avx512_bf16") and _has("vnni"):
+        return "shifted"
+    return "float32"
+
+
+def _compute_dtype(query: Tensor) -> torch.dtype:
+    """Bfloat16 for float32 inputs too, where the user allowed it for matrix products."""
+    if query.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium":
+        return torch.bfloat16
+    return query.dtype
+
+
+def _chunk_rows(keys: int) -> int:
+    return max(_MIN_ROWS, _CHUNK_ELEMENTS // keys)
+
+
+@dataclass
+class _Quantised:
+    """Rows in int8, and what bounds the error of their products: lengths are [n, 1]."""
+
+    rows: Tensor  # [n, C] int8
+    scale: Tensor  # [n, 1], or one number for all
+    error: Tensor  # length of row - scale * int8 row
+    length: Tensor  # length of row
+
+    @staticmethod
+    def of(rows: Tensor, per_row: bool) -> _Quantised:
+        rows = rows.float()
+        largest = rows.abs().amax(dim=1, keepdim=True) if per_row else rows.abs().amax()
+        scale = largest.clamp_min_(1e-30) / 127
+        rounded = (rows / scale).round_()
+        error = _lengths(torch.addcmul(rows, rounded, scale, value=-1))
+        return _Quantised(rounded.to(torch.int8), scale, error, _lengths(rows))
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    # Three times as fast as linalg.vector_norm over short rows.
+    return rows.square().sum(dim=1, keepdim=True).sqrt_()
+
+
+def _survivors(reach: Tensor) -> Tensor | None:
+    """Indices of the keys that reach into some row; None where they are most of the keys.
+
+    Others fill the count up to a round size, since every new size compiles new products.
+    """
+    alive = reach >= 0
+    step = -(-reach.shape[0] // _SIZES)
+    kept = alive.nonzero()[:, 0]
+    count = -(-kept.shape[0] // step) * step
+    if count > 0.7 * reach.shape[0]:
+        return None
+    filling = alive.logical_not_().nonzero()[: count - kept.shape[0], 0]
+    return torch.cat([kept, filling])
+
+
+def _margin(keys: int, temperature: float, dtype: torch.dtype) -> float:
+    """Distance below the maximum at which all the keys together have a negligible weight."""
+    return temperature * math.log(keys / _DROPPED[dtype])
+
+
+def _float_rows(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Warped, confidence and log-sum-exp of some queries in float32 or float64."""
+    scores = query @ key.T
+    best = scores.amax(dim=1, keepdim=True)
+    torch.clamp(scores, min=best - _FLOOR * temperature, out=scores)
+    weights = torch.softmax(scores.mul_(1 / temperature), dim=1)
+    logsumexp = best / temperature - weights.amax(dim=1, keepdim=True).log()
+    return weights @ values, best, logsumexp
+
+
+def _shifted_rows(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in bfloat16; key has a last channel of ones, shift is near the row maximum."""
+    shift = shift.to(query.dtype)
+    scores = torch.cat([query, -shift], dim=1) @ key.T
+    weights = scores.mul_(1 / temperature).exp_()
+    # Non-negative bfloat16 numbers are ordered as their bits are, and integers compare faster.
+    largest = weights.view(torch.int16).amax(dim=1, keepdim=True).view(torch.bfloat16).float()
+    total = weights.sum(dim=1, keepdim=True, dtype=torch.float32)
+    best = shift.float() + largest.log() * temperature
+    logsumexp = shift.float() / temperature + total.log()
+    return (weights @ values).float().div_(total), best, logsumexp
+
+
+def _screened(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of one batch item, each on the keys that the int8 screen leaves over."""
+    few, many = _Quantised.of(query, per_row=True), _Quantised.of(key, per_row=False)
+    unit = few.scale * many.scale
+    # |q·k - unit (int8 product)| <= |q| |error of k| + |error of q| (|k| + |error of k|)
+    bound = few.length * many.error.amax() + few.error * (many.length + many.error).amax()
+    margin = _margin(key.shape[0], temperature, query.dtype)
+    lowest = ((2 * bound + margin) / unit).ceil_().clamp_max_(2**30).int()
+    shifted = query.dtype == torch.bfloat16
+    if shifted:
+        key = F.pad(key, (0, 1), value=1)
+    screen_keys, rows = many.rows.T, min(_SCREEN_ROWS, _chunk_rows(key.shape[0]))
+    parts = []
+    for top in range(0, query.shape[0], rows):
+        part = slice(top, top + rows)
+        scores = torch._int_mm(few.rows[part], screen_keys)
+        best = scores.amax(dim=1, keepdim=True)
+        estimate = best * unit[part]
+        kept = _survivors(scores.sub_(best.sub_(lowest[part])).amax(dim=0))
+        k, v = key, values
+        if kept is not None:
+            k, v = k.index_select(0, kept), v.index_select(0, kept)
+        if shifted:
+            parts.append(_shifted_rows(query[part], k, v, temperature, estimate))
+        else:
+            parts.append(_float_rows(query[part], k, v, temperature))
+    return parts
+
+
+def _row_maximum(query: Tensor, key: Tensor) -> Tensor:
+    """Row maximum of Q Kᵀ from reduced products, exact to float32 sums: [N, 1] float32.
+
+    A first product gives an estimate; a second one, shifted to just below it in its own sum,
+    rounds next to nothing. Both maxima are above zero, so their bits compare as integers.
+    """
+    key = torch.cat([key, key.new_ones(key.shape[0], 1)], dim=1).T
+    reach = torch.linalg.vector_norm(query.float(), dim=1, keepdim=True) * float(
+        torch.linalg.vector_norm(key[:-1].float(), dim=0).amax()
+    )
+    lift = (2 * reach).clamp_min_(1e-6).to(query.dtype)
+    for _ in range(2):
+        scores = (torch.cat([query, lift], dim=1) @ key).view(torch.int16)
+        best = scores.amax(dim=1, keepdim=True).view(query.dtype).float() - lift.float()
+        lift = (0.05 * reach - best).to(query.dtype)
+    return best
+
+
+def _attention(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch item through PyTorch's fused attention, and the maximum beside it."""
+    width = -(-max(query.shape[1], values.shape[1]) // 32) * 32
+    padded = [F.pad(t, (0, width - t.shape[1]))[None, None] for t in (query, key, values)]
+    # The public function would give the same, without the log-sum-exp.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    warped, logsumexp = fused(*padded, scale=1 / temperature)
+    parts = query.split(_chunk_rows(key.shape[0]))
+    best = torch.cat([_row_maximum(part, key) for part in parts])
+    return warped[0, 0, :, : values.shape[1]], best, logsumexp.reshape(-1, 1)
+
+
+def _one_item(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of (warped [n, D], maximum [n, 1], log-sum-exp [n, 1]) of one batch item."""
+    form = reduced_form(query.dtype)
+    if form == "attention":
+        return [_attention(query, key, values, temperature)]
+    if form == "float32" and query.dtype != torch.float64:
+        query, key, values = query.float(), key.float(), values.float()
+    if form == "shifted" or _worth_a_screen(query, key, temperature):
+        return _screened(query, key, values, temperature)
+    return [
+        _float_rows(part, key, values, temperature)
+        for part in query.split(_chunk_rows(key.shape[0]))
+    ]
+
+
+def _worth_a_screen(query: Tensor, key: Tensor, temperature: float) -> bool:
+    """Whether a screen could leave out keys of a float32 product."""
+    if query.dtype != torch.float32 or key.shape[0] < _SCREEN_KEYS or not _has("vnni"):
+        return False
+    reach = float(_lengths(query).amax()) * float(_lengths(key).amax())
+    return _margin(key.shape[0], temperature, torch.float32) < 0.5 * reach
 
 
 def forward(
@@ -25,26 +232,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Warped [B, N, D], confidence [B, N] and log-sum-exp [B, N]."""
     batch, queries, _ = query.shape
-    dtype = _accumulator(query.dtype)
+    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
     warped = values.new_zeros(batch, queries, values.shape[2])
-    confidence = query.new_zeros(batch, queries, dtype=dtype)
-    logsumexp = query.new_zeros(batch, queries, dtype=dtype)
+    confidence = query.new_zeros(batch, queries, dtype=statistics)
+    logsumexp = query.new_zeros(batch, queries, dtype=statistics)
+    dtype = _compute_dtype(query)
     for b in range(batch):
-        k, v = key[b].to(dtype), values[b].to(dtype)
-        if key_mask is not None:
-            k, v = k[key_mask[b]], v[key_mask[b]]
+        kept = slice(None) if key_mask is None else key_mask[b]
+        k, v = key[b][kept].to(dtype), values[b][kept].to(dtype)
         if k.shape[0] == 0:
             continue
-        rows = _chunk_rows(queries, k.shape[0])
-        for top in range(0, queries, rows):
-            part = slice(top, top + rows)
-            scores = query[b, part].to(dtype) @ k.T
-            best = scores.amax(dim=1, keepdim=True)
-            weights = scores.sub_(best).mul_(1 / temperature).exp_()
-            total = weights.sum(dim=1, keepdim=True)
-            warped[b, part] = (weights @ v).div_(total)
-            confidence[b, part] = best[:, 0]
-            logsumexp[b, part] = (best / temperature + total.log())[:, 0]
+        top = 0
+        for part, best, total in _one_item(query[b].to(dtype), k, v, temperature):
+            rows = slice(top, top + part.shape[0])
+            top = rows.stop
+            warped[b, rows], confidence[b, rows], logsumexp[b, rows] = part, best[:, 0], total[:, 0]
     return warped, confidence, logsumexp
 
 
@@ -57,38 +259,37 @@ def backward(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None,
-    logsumexp: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and values; the map is computed again, chunk by chunk."""
-    queries = query.shape[1]
-    dtype = _accumulator(query.dtype)
-    grads = [
-        torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (query, key, values)
-    ]
+    """Gradients of query, key and values; the map is computed again, chunk by chunk.
+
+    Scores, weights and their gradient are float32 whatever the inputs are: the difference
+    dP - Δ cancels, and rounded factors would leave little of it. The three products that
+    follow run in bfloat16 where the inputs are bfloat16 and the processor gains from it.
+    """
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    narrow = query.dtype if reduced_form(query.dtype) != "float32" else wide
+    contiguous = torch.contiguous_format
+    grads = [torch.zeros_like(t, memory_format=contiguous) for t in (query, key, values)]
     for b in range(query.shape[0]):
-        k, v = key[b].to(dtype), values[b].to(dtype)
-        if key_mask is not None:
-            k, v = k[key_mask[b]], v[key_mask[b]]
+        kept = slice(None) if key_mask is None else key_mask[b]
+        k, v = key[b][kept].to(wide), values[b][kept].to(wide)
         if k.shape[0] == 0:
             continue
+        narrow_k = k.to(narrow)
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        rows = _chunk_rows(queries, k.shape[0])
-        for top in range(0, queries, rows):
+        rows = _chunk_rows(k.shape[0])
+        for top in range(0, query.shape[1], rows):
             part = slice(top, top + rows)
-            q, grad_out = query[b, part].to(dtype), grad_warped[b, part].to(dtype)
+            q, grad_out = query[b, part].to(wide), grad_warped[b, part].to(wide)
+            peak = grad_confidence[b, part, None].to(wide)
             scores = q @ k.T
             best = scores.argmax(dim=1)
-            weights = scores.mul_(1 / temperature).sub_(logsumexp[b, part, None]).exp_()
-            grad_v.addmm_(weights.T, grad_out)
-            grad_scores = grad_out @ v.T
-            delta = (weights * grad_scores).sum(dim=1, keepdim=True)
-            grad_scores.sub_(delta).mul_(weights).mul_(1 / temperature)
-            peak = grad_confidence[b, part, None].to(dtype)
-            grads[0][b, part] = (grad_scores @ k).add_(peak * k[best])
-            grad_k.addmm_(grad_scores.T, q).index_add_(0, best, peak * q)
-        if key_mask is None:
-            grads[1][b], grads[2][b] = grad_k, grad_v
-        else:
-            grads[1][b, key_mask[b]] = grad_k.to(key.dtype)
-            grads[2][b, key_mask[b]] = grad_v.to(values.dtype)
+            weights = torch.softmax(scores.mul_(1 / temperature), dim=1)
+            flow = grad_out @ v.T
+            flow.sub_((weights * flow).sum(dim=1, keepdim=True)).mul_(weights)
+            flow = flow.mul_(1 / temperature).to(narrow)
+            grads[0][b, part] = (flow @ narrow_k).to(wide).add_(peak * k[best])
+            grad_k.add_(flow.T @ q.to(narrow)).index_add_(0, best, peak * q)
+            grad_v.add_(weights.to(narrow).T @ grad_out.to(narrow))
+        grads[1][b, kept], grads[2][b, kept] = grad_k.to(key.dtype), grad_v.to(values.dtype)
     return grads[0], grads[1], grads[2]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pikfix.kernels import checks
 from torch import Tensor
 from torch.nn import functional as F
+
+from pikfix.kernels import checks
 
 # Bins of one stripe of rows that are held at a time on the CPU (in elements).
 _STRIPE_ELEMENTS = 1 << 22

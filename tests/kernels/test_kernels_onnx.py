@@ -4,9 +4,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.export import Dim
+
 from pikfix.kernels import center_normalize, correlation_warp, naive, sphist
 from pikfix.kernels.onnx_translation import OPSETS, translation_table
-from torch.export import Dim
 
 CHANNELS = 8
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from pikfix.kernels import center_normalize, correlation_warp, sphist
 
 Q, K, V = torch.zeros(2, 5, 8), torch.zeros(2, 7, 8), torch.zeros(2, 7, 3)
