@@ -60,8 +60,7 @@ def lines(environment: Environment) -> Iterator[str]:
     if server.path is None:
         yield "server      none"
     else:
-        version = server.version or "of unknown version"
-        yield f"server      tritonserver {version} from {server.source} ({server.path})"
+        yield f"server      {server.source} {server.version or ''} ({server.path})"
     yield f"system      {machine.system}, glibc {machine.glibc or 'unknown'}"
     yield f"cpu         {machine.cpu or 'unknown'}, {machine.cores} cores"
     yield f"cpu flags   {' '.join(machine.cpu_flags) or 'none of interest'}"
@@ -84,9 +83,14 @@ def _repository_lines(repository: Repository) -> Iterator[str]:
     yield f"repository  {repository.path}"
     for name in repository.models:
         versions = ", ".join(map(str, repository.versions.get(name, ())))
-        yield f"model       {name} {versions or 'not exported'}"
-    if repository.manifest is not None:
-        yield f"manifest    {json.dumps(repository.manifest, sort_keys=True)}"
+        # Ensembles have no files of their own.
+        yield f"model       {name} {versions}".rstrip()
+    manifest = repository.manifest
+    if manifest is not None:
+        checkpoint = manifest.get("checkpoint", {})
+        yield f"checkpoint  {checkpoint.get('file')} sha256 {checkpoint.get('sha256')}"
+        made = [str(manifest.get(key)) for key in ("runtime", "device", "precision", "created")]
+        yield f"exported    {' '.join(made)}"
 
 
 def _size(count: int) -> str:

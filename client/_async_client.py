@@ -30,6 +30,7 @@ from pikfix.client._requests import (
     tensor_request,
     tensor_result,
     time_limit,
+    why_not_ready,
 )
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
@@ -141,7 +142,8 @@ class AsyncPikFixClient:
         if not await self._call(None, "is_server_ready", client_timeout=seconds):
             raise ServerNotReadyError("the server is not ready", url=self._url)
         if not await self._call(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
-            raise ServerNotReadyError("the model is not ready", model=PHOTO_MODEL, url=self._url)
+            index = await self._call(None, "get_model_repository_index", client_timeout=seconds)
+            raise why_not_ready(self._url, index)
 
     async def server_info(self) -> ServerInfo:
         """Return the server's name and version, and its models with their states."""

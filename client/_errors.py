@@ -33,6 +33,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+# The server's steps say themselves what to do about these.
+_SELF_EXPLAINING = frozenset(
+    {"bad_photo", "bad_reference", "bad_options", "photo_too_large", "bad_tensor"}
+)
+
 
 class PikFixError(Exception):
     """Base of all errors of the client.
@@ -76,7 +81,10 @@ class PikFixError(Exception):
         if self.url:
             where = f"{where} at {self.url}" if where else self.url
         message = f"{where}: {self.detail}" if where else self.detail
-        return f"{message.rstrip(' .;!')}; {self.advice}" if self.advice else message
+        said = isinstance(self, InvalidInputError) and self.code in _SELF_EXPLAINING
+        if said or not self.advice:
+            return message
+        return f"{message.rstrip(' .;!')}; {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive Exception's own pickling, and errors
@@ -157,7 +165,9 @@ class ConnectionLostError(ConnectionFailedError):
 class WrongServerError(ConnectionFailedError):
     """Something listens at the address, but it does not speak Triton's gRPC."""
 
-    advice = "use the gRPC port (8001 unless changed), not the HTTP (8000) or metrics (8002) port"
+    advice = (
+        "use Triton's gRPC port (8001 unless changed), not its HTTP (8000) or metrics (8002) port"
+    )
 
 
 class TlsError(ConnectionFailedError):

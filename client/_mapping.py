@@ -126,6 +126,13 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
 # ipv4:1.2.3.4:8001: ...".
 _PREAMBLE = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?")
 
+# Triton's HTTP port does this, a server that wants TLS, and Docker's proxy while its container
+# starts; nothing tells them apart.
+_ACCEPTED_AND_CLOSED = re.compile(
+    r"failed to connect.*(?:socket closed|connection reset|endpoint closing)", re.IGNORECASE
+)
+_REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")
+
 _LONGEST_DETAIL = 600
 
 
@@ -171,8 +178,13 @@ def map_error(status: str | None, text: str | None, *, model: str | None, url: s
         )
     kind = _kind(name, message, model)
     instance = _INSTANCE.search(message)
-    detail = _one_line(message) or f"status {name} without a message"
-    if issubclass(kind, ConnectionFailedError):
+    detail = _one_line(_REQUEST_ID.sub("", message)) or f"status {name} without a message"
+    if kind is ServerUnreachableError and _ACCEPTED_AND_CLOSED.search(message):
+        detail = (
+            "the connection is closed as soon as it is made: not a gRPC port, a server that wants "
+            "TLS, or one that is still starting"
+        )
+    elif issubclass(kind, ConnectionFailedError):
         detail = _PREAMBLE.sub("", detail, count=1) or detail
     elif kind is DeadlineExceededError:
         detail = "no answer in the time given"

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pikfix.client._errors import InvalidResponseError, InvalidTensorError, MessageTooLargeError
+from pikfix.client._errors import (
+    InvalidResponseError,
+    InvalidTensorError,
+    MessageTooLargeError,
+    ModelNotFoundError,
+    ServerError,
+    ServerNotReadyError,
+)
 from pikfix.client._inputs import (
     PhotoLike,
     check_options,
@@ -170,6 +177,17 @@ def tensor_result(
         ) from cause
     # as_numpy gives views of the message, which cannot be written to.
     return restored_l.copy(), ab.copy()
+
+
+def why_not_ready(url: str, index: Any) -> ServerError:
+    """Return what the repository's index says about a photo model that is not ready."""
+    for one in index.models:
+        if one.name == PHOTO_MODEL:
+            state = ": ".join(text for text in (one.state, one.reason) if text)
+            return ServerNotReadyError(
+                f"the model is not ready ({state or 'never loaded'})", model=PHOTO_MODEL, url=url
+            )
+    return ModelNotFoundError("the server has no such model", model=PHOTO_MODEL, url=url)
 
 
 def server_information(url: str, metadata: Any, index: Any) -> ServerInfo:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class RestoredPhoto:
         report: what the server says about it.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     report: Report
 
     @cached_property

@@ -165,8 +165,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(self, request, context):
-        self._know(request.name, context)
-        return service_pb2.ModelReadyResponse(ready=self.models[request.name] == "READY")
+        # Triton says the same of a model that it does not have.
+        return service_pb2.ModelReadyResponse(ready=self.models.get(request.name) == "READY")
 
     def ServerMetadata(self, request, context):
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")

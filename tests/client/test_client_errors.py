@@ -232,13 +232,31 @@ def test_texts_of_triton_and_grpc(status, text, model, kind, step):
     assert "host:8001" in message
     if step:
         assert f"step {step}" in message
-    if kind != "InvalidOptionsError" and type(error).advice:
-        assert message.endswith(type(error).advice)
+    # What to do is said once: by the step where it knows, by the client otherwise.
+    said_by_step = isinstance(error, _errors.InvalidInputError) and error.code
+    assert message.endswith(error.detail if said_by_step else type(error).advice)
 
 
 def test_connection_texts_lose_their_preamble():
     text = "failed to connect to all addresses; last error: UNKNOWN: ipv4:1.2.3.4:8001: refused"
     assert map_error("UNAVAILABLE", text, model=None, url="h:1").detail == "refused"
+
+
+def test_a_port_that_hangs_up_is_described():
+    """What Triton's HTTP port does to a gRPC client."""
+    text = (
+        "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:8000: "
+        "Socket closed"
+    )
+    error = map_error("UNAVAILABLE", text, model=None, url="127.0.0.1:8000")
+    assert type(error) is _errors.ServerUnreachableError
+    assert "not a gRPC port" in str(error)
+
+
+def test_tritons_request_number_is_left_out():
+    text = "[request id: <id_unknown>] expected 2 inputs but got 1 inputs for model 'pikfix'"
+    error = map_error("INVALID_ARGUMENT", text, model="pikfix", url="h:1")
+    assert str(error).startswith("pikfix at h:1: expected 2 inputs")
 
 
 def test_a_long_text_stays_one_readable_line():

@@ -94,7 +94,7 @@ def test_deadline_goes_to_grpc_and_to_the_steps(kind, server, jpeg):
     deadline = server.requests[0].parameters["deadline_unix_ms"]
     assert deadline.WhichOneof("parameter_choice") == "int64_param"
     assert before + 20 - 0.001 <= deadline.int64_param / 1000 <= after + 20
-    assert 18 < server.remaining[0] <= 20
+    assert 18 < server.remaining[0] < 21  # gRPC rounds what it sends
 
 
 def test_default_deadline_is_the_clients_and_can_be_none(kind, server, jpeg):
@@ -102,7 +102,7 @@ def test_default_deadline_is_the_clients_and_can_be_none(kind, server, jpeg):
         client.restore(jpeg)
     with kind(server.url, timeout=Timeout(request=None)) as client:
         client.restore(jpeg)
-    assert 31 < server.remaining[0] <= 33
+    assert 31 < server.remaining[0] < 34
     assert server.remaining[1] is None
     assert "deadline_unix_ms" not in server.requests[1].parameters
 
@@ -204,7 +204,7 @@ def test_readiness(kind, server, free_url):
         assert client.is_ready()
         server.models["pikfix_photo"] = "UNAVAILABLE"
         assert not client.is_ready()
-        with pytest.raises(ServerNotReadyError, match="the model is not ready"):
+        with pytest.raises(ServerNotReadyError, match=r"not ready \(UNAVAILABLE\)"):
             client.ensure_ready()
         server.ready = False
         with pytest.raises(ServerNotReadyError, match="the server is not ready"):

@@ -146,6 +146,7 @@ def test_keys_of_a_newer_server_are_left_out(fake):
 def test_results_are_values(restored):
     twin = RestoredPhoto(data=restored.data, report=restored.report)
     assert twin == restored
+    assert len(repr(twin)) < 1000  # no picture in a log
     with pytest.raises(dataclasses.FrozenInstanceError):
         twin.data = b""
 
