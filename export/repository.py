@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export.configs import render
 from pikfix.export.contract import ENSEMBLES, PYTHON_STEPS
 from pikfix.export.errors import ExportError
+from pikfix.photos import write_atomically
 
 MANIFEST = "manifest.json"
 _KEPT_VERSIONS = 2
@@ -175,13 +176,7 @@ def _write(path: Path, text: str) -> None:
     """Replace a file's text at once; a file that has it already is left alone."""
     if path.is_file() and path.read_text() == text:
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode())
 
 
 def parse_config(text: str) -> pb.ModelConfig:

@@ -18,6 +18,7 @@ from pikfix.photos.color import (
 from pikfix.photos.decode import DEFAULT_MAX_PIXELS, Photo, decode_photo
 from pikfix.photos.encode import encode_photo
 from pikfix.photos.errors import ErrorCode, PhotoError
+from pikfix.photos.files import write_atomically
 from pikfix.photos.padding import (
     DEFAULT_BUCKET_SIDES,
     bucket_shape,
@@ -45,4 +46,5 @@ __all__ = [
     "pad_reflect",
     "photo_luminance",
     "rgb_to_lab",
+    "write_atomically",
 ]

@@ -1,0 +1,62 @@
+# pikfix: `make demo` and `make test` set up everything they need.
+
+PYTHON ?= python3
+# More words for pip, such as --index-url for a mirror, or
+# --extra-index-url https://download.pytorch.org/whl/cpu for a PyTorch without CUDA.
+PIP_ARGS ?=
+CHECKPOINT ?= checkpoints/compact.safetensors
+REPOSITORY ?= model_repository
+
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := cli client evaluation export kernels networks photos references serving training
+CODE := $(PACKAGES) model_repository examples benchmarks tests
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One stamp per set of extras: a second run installs nothing and needs no network.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pikfix needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py networks/*.py)
+	$(BIN)/pikfix export $(CHECKPOINT) -o $(REPOSITORY)
+
+.PHONY: install
+install: $(VENV)/.dev ## Create .venv with everything for development
+
+.PHONY: export
+export: $(REPOSITORY)/manifest.json ## Export the shipped checkpoint into model_repository
+
+.PHONY: demo
+demo: $(REPOSITORY)/manifest.json ## Restore a damaged sample photo through a real Triton server
+	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY) -o demo
+
+.PHONY: serve
+serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
+	$(BIN)/pikfix serve --model-repository $(REPOSITORY)
+
+.PHONY: test
+test: $(VENV)/.dev ## Run all tests (no GPU needed)
+	$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/python tests/typecheck.py
+
+.PHONY: clean
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) demo build *.egg-info $(REPOSITORY)/restore $(REPOSITORY)/similarity \
+		$(REPOSITORY)/colorize $(REPOSITORY)/manifest.json

@@ -1,0 +1,94 @@
+"""The whole product once: damage a sample photo, serve the networks, restore it, save the picture.
+
+Run by `make demo`. The photo and its colour reference are the two views of a stereo pair that
+comes with scikit-image, so the reference is a real second photo of the same scene.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image, ImageDraw, ImageFont
+
+from pikfix.client import PikFixClient, PikFixError
+from pikfix.photos import write_atomically
+from pikfix.serving.errors import ServingError
+from pikfix.serving.server import start_server
+from pikfix.training.degradation import DEGRADATIONS, degrade
+
+SEED = 7
+CAPTION = 28
+
+
+def main() -> int:
+    """Make the pictures; 0 on success, 1 with one line on stderr otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"))
+    parser.add_argument("--seed", type=int, default=SEED, help="of the damage")
+    options = parser.parse_args()
+
+    left, right, _ = skimage.data.stereo_motorcycle()
+    truth, reference = Image.fromarray(left), Image.fromarray(right)
+    grey = np.asarray(truth.convert("L"), dtype=np.float32) / 255
+    damaged = degrade(grey, np.random.default_rng(options.seed), DEGRADATIONS["default"]).image
+    photo = Image.fromarray((damaged * 255).round().astype(np.uint8))
+
+    print("starting a Triton server ...", flush=True)
+    try:
+        with (
+            start_server(options.model_repository) as server,
+            PikFixClient(server.grpc_url) as client,
+        ):
+            print("restoring ...", flush=True)
+            restored = client.restore(photo, reference, format="png")
+        options.output.mkdir(parents=True, exist_ok=True)
+        save(photo, options.output / "before.png")
+        save(reference, options.output / "reference.png")
+        save(restored.image, options.output / "after.png")
+        comparison = side_by_side(
+            ("before", photo), ("colour reference", reference), ("after", restored.image)
+        )
+        save(comparison, options.output / "comparison.png")
+    except (PikFixError, ServingError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    seconds = restored.report.seconds
+    print(
+        f"restored {photo.width} x {photo.height} pixels "
+        f"({seconds.decode_photo:.2f} s decoding, {seconds.networks:.2f} s in the networks, "
+        f"{seconds.encode_photo:.2f} s encoding)"
+    )
+    print(f"wrote {options.output / 'comparison.png'}")
+    return 0
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG; it appears whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def side_by_side(*pictures: tuple[str, Image.Image]) -> Image.Image:
+    """Put captioned pictures of one height in a row."""
+    height = max(picture.height for _, picture in pictures)
+    width = sum(picture.width for _, picture in pictures) + 8 * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, height + CAPTION), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=18)
+    left = 0
+    for caption, picture in pictures:
+        draw.text((left + 4, 2), caption, fill="black", font=font)
+        sheet.paste(picture.convert("RGB"), (left, CAPTION))
+        left += picture.width + 8
+    return sheet
+
+
+if __name__ == "__main__":
+    sys.exit(main())
