@@ -70,6 +70,11 @@ class Reporter:
         """Return how many outcomes had this status."""
         return self._counts[status]
 
+    def describe(self, text: str) -> None:
+        """Say in the progress bar what is going on."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text)
+
     def complain(self, text: str) -> None:
         """Print a line on stderr."""
         if self._progress is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -31,15 +30,7 @@ def private_server(model_repository: Path) -> Iterator[str]:
     Raises:
         ServingError: it cannot be started; the line says why and what to do.
     """
-    from rich.console import Console
-
     from pikfix.serving.server import start_server
 
-    with contextlib.ExitStack() as stack:
-        with contextlib.ExitStack() as waiting:
-            if sys.stderr.isatty():
-                console = Console(stderr=True)
-                waiting.enter_context(console.status(f"starting a server on {model_repository}"))
-            server = start_server(model_repository, grpc_port=0, http_port=0, metrics_port=0)
-        stack.enter_context(server)
+    with start_server(model_repository, grpc_port=0, http_port=0, metrics_port=0) as server:
         yield server.grpc_url

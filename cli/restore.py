@@ -131,7 +131,13 @@ def command(
         todo = [job for job in plan.jobs if job not in skipped]
         try:
             if todo:
-                _work(run, todo, client, model_repository)
+                _work(run, todo, client, model_repository, reporter)
+        except BaseException:
+            # Every photo is accounted for, also where there was no server to send it to.
+            if not run.begun:
+                for job in todo:
+                    reporter(Outcome(job, "unfinished"))
+            raise
         finally:
             reporter.summarize()
         if run.hopeless is not None and reporter.count("unfinished"):
@@ -152,7 +158,11 @@ def _client(url: str | None) -> AsyncPikFixClient | None:
 
 
 def _work(
-    run: Run, jobs: Sequence[Job], client: AsyncPikFixClient | None, model_repository: Path
+    run: Run,
+    jobs: Sequence[Job],
+    client: AsyncPikFixClient | None,
+    model_repository: Path,
+    reporter: Reporter,
 ) -> None:
     async def work(ready: AsyncPikFixClient) -> None:
         async with ready:
@@ -162,9 +172,11 @@ def _work(
 
     with contextlib.ExitStack() as stack:
         if client is None:
+            reporter.describe("starting a server")
             with terminate_as_interrupt():
                 url = stack.enter_context(private_server(model_repository))
             client = AsyncPikFixClient(url)
+        reporter.describe("restoring")
         asyncio.run(work(client))
 
 

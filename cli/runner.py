@@ -120,12 +120,14 @@ class Run:
     Attributes:
         settings: how to restore.
         report: called with every outcome, as it comes.
+        begun: whether `over` was called.
         interrupted: whether SIGINT or SIGTERM ended it.
         hopeless: the error that ended it early.
     """
 
     settings: Settings
     report: Callable[[Outcome], None]
+    begun: bool = False
     interrupted: bool = False
     hopeless: Exception | None = None
     _stopping: bool = False
@@ -133,6 +135,7 @@ class Run:
 
     async def over(self, jobs: Sequence[Job], client: AsyncPikFixClient) -> None:
         """Restore all photos; what was not begun or not finished is reported as such."""
+        self.begun = True
         waiting = iter(jobs)
         done: set[Job] = set()
 

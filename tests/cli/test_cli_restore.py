@@ -216,7 +216,51 @@ def test_nobody_listens(pikfix, free_url, picture, tmp_path):
     done = pikfix("restore", tmp_path / "in", "-o", tmp_path / "out", "--url", free_url)
     assert done.returncode == 1
     assert done.stderr.count("refused") == 1
+    assert "3 unfinished" in done.stderr
     assert "pikfix serve" in done.stderr
+
+
+def test_a_private_server_that_cannot_start(pikfix, picture, tmp_path):
+    photo = picture(tmp_path / "a.jpg")
+    done = pikfix(
+        *("restore", photo, "-o", tmp_path / "out", "--json"),
+        *("--model-repository", tmp_path / "gone"),
+    )
+    assert done.returncode == 1
+    assert "gone does not exist" in done.stderr
+    assert json.loads(done.stdout)["status"] == "unfinished"
+
+
+def test_a_private_server_lives_as_long_as_the_run(picture, tmp_path, monkeypatch, capsys):
+    """What the command asks of the server's module, with the tests' server behind it."""
+    import contextlib
+
+    from fake_triton import FakeTriton
+
+    from pikfix.cli.main import main
+    from pikfix.serving import server as serving
+
+    asked, alive = [], []
+
+    @contextlib.contextmanager
+    def start_server(repository, **ports):
+        asked.append((repository, ports))
+        running = FakeTriton()
+        running.grpc_url = running.url
+        alive.append(True)
+        try:
+            yield running
+        finally:
+            running.close()
+            alive.pop()
+
+    monkeypatch.setattr(serving, "start_server", start_server)
+    photo = picture(tmp_path / "a.jpg")
+    words = ["restore", str(photo), "-o", str(tmp_path / "out"), "--model-repository", "models"]
+    assert main(words) == 0
+    assert asked == [(Path("models"), {"grpc_port": 0, "http_port": 0, "metrics_port": 0})]
+    assert alive == []
+    assert "1 restored" in capsys.readouterr().err
 
 
 def test_a_missing_model(restore, server, picture, tmp_path):
