@@ -67,6 +67,9 @@ class DegradationConfig:
         for name, value in (("skip", self.skip), ("scan_probability", self.scan_probability)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        for name, value in self.structured.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"probability of {name} must be between 0 and 1, got {value}")
         operations = (*self.unstructured, *self.always)
         unknown = [n for n in operations if n not in OPERATIONS]
         unknown += [n for n in self.structured if n not in STRUCTURED]
@@ -170,7 +173,7 @@ def _blend(image: Array, layer: Layer, mask: Array) -> Array:
         case "add":
             out = image + alpha * shade
         case "screen":
-            out = 1 - (1 - image) * (1 - alpha * shade)
+            out = image + alpha * shade * (1 - image)
         case "lighten":
             out = np.maximum(image, alpha * shade)
         case "multiply":

@@ -154,7 +154,7 @@ def craquelure(height: int, width: int, rng: np.random.Generator, scale: Scale) 
     gap = (second - nearest) * np.float32(0.5 * cell)  # about the pixels to the cell's border
     where = fractal_noise(rng, height, width, 0.4 * max(height, width), 4)
     where = np.clip((where - np.float32(rng.uniform(0.4, 0.6))) * 5, 0.0, 1.0)
-    half = np.float32(rng.uniform(0.2, 0.7) * scale.pixels)
+    half = np.float32(rng.uniform(0.1, 0.45) * scale.pixels) * (np.float32(0.3) + where)
     coverage = np.clip(half + np.float32(0.5) - gap, 0.0, 1.0) * where
     return [Layer(coverage, rng.uniform(0.75, 1.0), _bright_mode(rng), _opacity(rng, scale), PAPER)]
 

@@ -77,7 +77,8 @@ def noise(image: Array, rng: np.random.Generator, scale: Scale) -> Array:
         out[field > 1.0 - amount * (1.0 - salt)] = 0.0
         return out
     sigma = np.float32(_log_uniform(rng, 5.0, 50.0 * scale.strength) / 255.0)
-    size = rng.choice([1.0, 1.0, rng.uniform(1.2, 2.0)]) * scale.pixels
+    # A finer scan also resolves finer grains: their size grows more slowly than a scratch's.
+    size = rng.choice([1.0, 1.0, rng.uniform(1.2, 2.0)]) * scale.pixels**0.5
     field = grain(rng, height, width, float(size))
     if image.ndim == 3:
         chroma = rng.standard_normal((height, width, 3), dtype=np.float32)
