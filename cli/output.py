@@ -111,7 +111,9 @@ class Reporter:
             print(text, flush=True)
 
     def summarize(self) -> None:
-        """Print how many photos met which fate."""
+        """Print how many photos met which fate, below the bar."""
+        if self._progress is not None:
+            self._progress.stop()
         for warning, count in self._warnings.items():
             if count > 1:
                 self.complain(f"warning on {count} photos: {warning}")
