@@ -43,6 +43,7 @@ def models_in(repository: Path) -> list[str]:
         entry.name
         for entry in repository.iterdir()
         if entry.is_dir()
+        and not entry.name.startswith(".")
         and ((entry / "config.pbtxt").is_file() or any(v.name.isdigit() for v in entry.iterdir()))
     )
 

@@ -365,6 +365,11 @@ def start_server(
     for attempt in range(_PORT_ATTEMPTS):
         free = iter(preflight.free_ports(chosen.count(0)))
         grpc_p, http_p, metrics_p = (port or next(free) for port in chosen)
+        # Before anything can mistake another server's answers for those of the new one.
+        preflight.check_ports(
+            preflight.Endpoint(name, address, port, shared=False)
+            for name, port in (("grpc", grpc_p), ("http", http_p), ("metrics", metrics_p))
+        )
         server = RunningServer(
             Path(repository).resolve(),
             ports=(grpc_p, http_p, metrics_p),

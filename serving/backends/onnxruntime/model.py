@@ -89,18 +89,19 @@ class Tiling:
         for rows in range(1, -(-height // self.align) + 1):
             core_h = self._core(height, rows)
             tile_h = min(height, core_h + 2 * self.margin)
-            for columns in range(1, -(-width // self.align) + 1):
-                core_w = self._core(width, columns)
-                tile_w = min(width, core_w + 2 * self.margin)
-                if tile_h * tile_w > self.pixels:
+            # As few columns as fit: more of them only repeat more margin.
+            widest = self.pixels // tile_h
+            core_w = width
+            if width > widest:
+                core_w = (widest - 2 * self.margin) // self.align * self.align
+                if core_w < self.align:
                     continue
-                cost = -(-height // core_h) * tile_h * -(-width // core_w) * tile_w
-                if best is None or cost < best[0]:
-                    best = (cost, (core_h, core_w))
-                break  # more columns at this height only repeat more margin
-        if best is None:
-            return self.align, self.align
-        return best[1]
+            core_w = self._core(width, -(-width // core_w))
+            tile_w = min(width, core_w + 2 * self.margin)
+            cost = -(-height // core_h) * tile_h * -(-width // core_w) * tile_w
+            if best is None or cost < best[0]:
+                best = (cost, (core_h, core_w))
+        return (self.align, self.align) if best is None else best[1]
 
     def plan(self, height: int, width: int) -> Iterator[tuple[slice, slice, slice, slice]]:
         """Yield (rows, columns) to keep and (rows, columns) to compute, for each tile."""

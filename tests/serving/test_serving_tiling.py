@@ -1,0 +1,120 @@
+"""Tiling arithmetic and exactness of the onnxruntime backend, without a server."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pikfix.serving import embedded
+
+
+@pytest.fixture(scope="module")
+def backend() -> ModuleType:
+    """The backend's file, with Triton's own module from the wheel."""
+    wheel = embedded.wheel()
+    assert wheel is not None and wheel.root is not None
+    sys.path.insert(0, str(wheel.root / "backends/python"))
+    try:
+        path = embedded.BACKENDS / "onnxruntime/model.py"
+        spec = importlib.util.spec_from_file_location("onnxruntime_backend", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["onnxruntime_backend"] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+@given(
+    height=st.integers(1, 700),
+    width=st.integers(1, 700),
+    halo=st.integers(0, 40),
+    align=st.sampled_from([1, 8, 32]),
+    room=st.integers(1, 60_000),
+)
+def test_every_place_is_kept_once(backend, *, height, width, halo, align, room):
+    margin = -(-halo // align) * align
+    tiling = backend.Tiling((align + 2 * margin) ** 2 + room, halo, align)
+    kept = np.zeros((height, width), int)
+    for rows, columns, tile_rows, tile_columns in tiling.plan(height, width):
+        kept[rows, columns] += 1
+        tile_h, tile_w = tile_rows.stop - tile_rows.start, tile_columns.stop - tile_columns.start
+        assert tile_h * tile_w <= tiling.pixels
+        assert tile_rows.start % align == 0 and tile_columns.start % align == 0
+        # The margin is there on every side that is not the picture's own edge.
+        assert rows.start - tile_rows.start >= halo or tile_rows.start == 0
+        assert columns.start - tile_columns.start >= halo or tile_columns.start == 0
+        assert tile_rows.stop - rows.stop >= halo or tile_rows.stop == height
+        assert tile_columns.stop - columns.stop >= halo or tile_columns.stop == width
+    assert (kept == 1).all()
+
+
+def test_plan_wastes_little_on_the_largest_photo(backend):
+    """2016 x 3008 in tiles of 2 megapixels with the real halo: under 1.5 times the work."""
+    tiling = backend.Tiling(2_000_000, 128, 32)
+    work = sum((r.stop - r.start) * (c.stop - c.start) for _, _, r, c in tiling.plan(2016, 3008))
+    assert work < 1.5 * 2016 * 3008
+
+
+@pytest.fixture(scope="module")
+def restore(toy_repository: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(toy_repository / "restore/1/model.onnx"))
+
+
+def tiled_and_whole(backend, restore, halo):
+    image = np.random.default_rng(3).uniform(-1, 1, (2, 1, 200, 176)).astype(np.float32)
+
+    def run(tile):
+        return restore.run(["restored_l"], {"photo_l": tile})[0]
+
+    tiling = backend.Tiling(80 * 80, halo, 8)
+    return backend.run_tiled(run, image, tiling), run(image)
+
+
+def test_tiles_with_the_receptive_field_as_halo_are_exact(backend, restore):
+    tiled, whole = tiled_and_whole(backend, restore, 24)
+    np.testing.assert_allclose(tiled, whole, atol=2e-6)
+
+
+def test_tiles_with_too_small_a_halo_are_not(backend, restore):
+    """What the halo is for: without one the seams show, far above the tolerance."""
+    tiled, whole = tiled_and_whole(backend, restore, 0)
+    assert np.abs(tiled - whole).max() > 1e-2
+
+
+def test_output_of_another_size_cannot_be_tiled(backend):
+    image = np.zeros((1, 1, 64, 64), np.float32)
+    with pytest.raises(backend.StepError, match="only an output of the input's size"):
+        backend.run_tiled(lambda tile: tile[..., ::2, ::2], image, backend.Tiling(32 * 32, 0, 8))
+
+
+def test_tile_too_small_for_its_halo_is_refused(backend):
+    with pytest.raises(ValueError, match=r"needs at least 82944"):
+        backend.Tiling(10_000, 128, 32)
+
+
+def test_threads_are_shared_among_instances(backend, monkeypatch):
+    monkeypatch.setattr(backend, "available_cores", lambda: 8)
+    config = {"instance_group": [{"count": 2}, {"count": 1}]}
+    assert backend.session_options(config).intra_op_num_threads == 2
+    config["parameters"] = {"intra_op_thread_count": {"string_value": "5"}}
+    assert backend.session_options(config).intra_op_num_threads == 5
+    config["parameters"] = {"intra_op_thread_count": {"string_value": "many"}}
+    with pytest.raises(ValueError, match="intra_op_thread_count must be an integer"):
+        backend.session_options(config)
+
+
+def test_gpu_instance_without_a_gpu_build(backend, monkeypatch):
+    monkeypatch.setattr(backend.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert backend.providers("CPU", 0) == ["CPUExecutionProvider"]
+    with pytest.raises(ValueError, match="install onnxruntime-gpu or export with --device cpu"):
+        backend.providers("GPU", 0)
