@@ -10,7 +10,7 @@ from torch import Tensor
 from pikfix.kernels import checks
 
 
-@torch.library.custom_op("pikfix::center_normalize", mutates_args=())
+@torch.library.custom_op("pikfix::center_normalize", mutates_args=(), device_types="cpu")
 def _op(features: Tensor, eps: float) -> Tensor:
     x = features if features.dtype == torch.float64 else features.float()
     x = x - x.mean(dim=1, keepdim=True)
@@ -18,12 +18,20 @@ def _op(features: Tensor, eps: float) -> Tensor:
     return x.div_(torch.hypot(norm, norm.new_tensor(eps))).to(features.dtype)
 
 
+@_op.register_kernel("cuda")
+def _cuda(features: Tensor, eps: float) -> Tensor:
+    # Triton is imported where a GPU needs it: the CPU does without.
+    from pikfix.kernels import center_normalize_triton  # noqa: PLC0415
+
+    return center_normalize_triton.forward(features, eps)
+
+
 @_op.register_fake
 def _fake(features: Tensor, eps: float) -> Tensor:
     return torch.empty_like(features, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("pikfix::center_normalize_backward", mutates_args=())
+@torch.library.custom_op("pikfix::center_normalize_backward", mutates_args=(), device_types="cpu")
 def _backward_op(grad: Tensor, features: Tensor, eps: float) -> Tensor:
     x = features if features.dtype == torch.float64 else features.float()
     x = x - x.mean(dim=1, keepdim=True)
@@ -33,6 +41,13 @@ def _backward_op(grad: Tensor, features: Tensor, eps: float) -> Tensor:
     grad = grad.to(unit.dtype)
     grad = (grad - unit * (grad * unit).sum(dim=-1, keepdim=True)).div_(length)
     return (grad - grad.mean(dim=1, keepdim=True)).to(features.dtype)
+
+
+@_backward_op.register_kernel("cuda")
+def _cuda_backward(grad: Tensor, features: Tensor, eps: float) -> Tensor:
+    from pikfix.kernels import center_normalize_triton  # noqa: PLC0415
+
+    return center_normalize_triton.backward(grad, features, eps)
 
 
 @_backward_op.register_fake

@@ -1,5 +1,8 @@
 """The correlation-softmax warp: one operator that never writes the N x M map."""
 
+# torch.library wants the tensors of an operator positional.
+# ruff: noqa: PLR0917
+
 from __future__ import annotations
 
 from typing import Any
@@ -21,10 +24,26 @@ def _op(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Autocast would turn the float32 products inside into bfloat16 ones.
     with torch.autocast("cpu", enabled=False):
-        return correlation_warp_cpu.forward(query, key, values, temperature, key_mask)
+        return correlation_warp_cpu.forward(query, key, values, temperature, key_mask, wide=wide)
+
+
+@_op.register_kernel("cuda")
+def _cuda(
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None = None,
+    wide: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Triton is imported where a GPU needs it: the CPU does without.
+    from pikfix.kernels import correlation_warp_triton  # noqa: PLC0415
+
+    return correlation_warp_triton.forward(query, key, values, temperature, key_mask, wide=wide)
 
 
 @_op.register_fake
@@ -34,29 +53,34 @@ def _fake(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, _ = query.shape
     statistics = _statistics_dtype(query.dtype)
+    warped_dtype = torch.float32 if wide else values.dtype
     return (
-        values.new_empty(batch, queries, values.shape[2]),
+        values.new_empty(batch, queries, values.shape[2], dtype=warped_dtype),
         query.new_empty(batch, queries, dtype=statistics),
         query.new_empty(batch, queries, dtype=statistics),
     )
 
 
+# Gradients that `needs` does not ask for come back empty.
 @torch.library.custom_op("pikfix::correlation_warp_backward", mutates_args=(), device_types="cpu")
-def _backward_op(  # noqa: PLR0917 - torch.library wants tensors positional
+def _backward_op(
     grad_warped: Tensor,
-    grad_confidence: Tensor,
+    grad_confidence: Tensor | None,
     query: Tensor,
     key: Tensor,
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None,
+    warped: Tensor,
     logsumexp: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast("cpu", enabled=False):
-        return correlation_warp_cpu.backward(
+        grads = correlation_warp_cpu.backward(
             grad_warped,
             grad_confidence,
             query=query,
@@ -64,44 +88,104 @@ def _backward_op(  # noqa: PLR0917 - torch.library wants tensors positional
             values=values,
             temperature=temperature,
             key_mask=key_mask,
+            needs=(needs[0], needs[1], needs[2]),
         )
+    return _asked_for(grads, needs, query)
 
 
-@_backward_op.register_fake
-def _backward_fake(  # noqa: PLR0917 - as the operator
+@_backward_op.register_kernel("cuda")
+def _cuda_backward(
     grad_warped: Tensor,
-    grad_confidence: Tensor,
+    grad_confidence: Tensor | None,
     query: Tensor,
     key: Tensor,
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None,
+    warped: Tensor,
     logsumexp: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(query, memory_format=contiguous),
-        torch.empty_like(key, memory_format=contiguous),
-        torch.empty_like(values, memory_format=contiguous),
+    from pikfix.kernels import correlation_warp_backward_triton  # noqa: PLC0415
+
+    grads = correlation_warp_backward_triton.backward(
+        grad_warped,
+        grad_confidence,
+        query=query,
+        key=key,
+        values=values,
+        temperature=temperature,
+        key_mask=key_mask,
+        warped=warped,
+        logsumexp=logsumexp,
+        needs=(needs[0], needs[1], needs[2]),
     )
+    return _asked_for(grads, needs, query)
+
+
+def _asked_for(
+    grads: tuple[Tensor | None, ...], needs: list[bool], query: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, third = (
+        grad if asked and grad is not None else query.new_empty(0)
+        for grad, asked in zip(grads, needs, strict=True)
+    )
+    return first, second, third
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    grad_warped: Tensor,
+    grad_confidence: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None,
+    warped: Tensor,
+    logsumexp: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in (query, key, values)
+    )
+    return _asked_for(grads, needs, query)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, key, values, temperature, key_mask = inputs
-    logsumexp = output[2]
+    query, key, values, ctx.temperature, key_mask, _ = inputs
+    warped, _, logsumexp = output
     ctx.mark_non_differentiable(logsumexp)
-    ctx.save_for_backward(query, key, values, key_mask, logsumexp)
-    ctx.temperature = temperature
+    # None instead of zeros where an output has no gradient: the maximum often has none.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, values, key_mask, warped, logsumexp)
 
 
 def _backward(
-    ctx: Any, grad_warped: Tensor, grad_confidence: Tensor, _grad_logsumexp: Tensor
+    ctx: Any,
+    grad_warped: Tensor | None,
+    grad_confidence: Tensor | None,
+    _grad_logsumexp: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    query, key, values, key_mask, logsumexp = ctx.saved_tensors
+    query, key, values, key_mask, warped, logsumexp = ctx.saved_tensors
+    if grad_warped is None:
+        grad_warped = torch.zeros_like(warped)
+    needs = list(ctx.needs_input_grad[:3])
     grads = _backward_op(
-        grad_warped, grad_confidence, query, key, values, ctx.temperature, key_mask, logsumexp
+        grad_warped,
+        grad_confidence,
+        query,
+        key,
+        values,
+        ctx.temperature,
+        key_mask,
+        warped,
+        logsumexp,
+        needs,
     )
-    return (*grads, None, None)
+    asked = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return (*asked, None, None, None)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
@@ -184,7 +268,10 @@ def correlation_warp(
         checks.fail(
             _NAME, "query, key and values of one dtype", query=query, key=key, values=values
         )
+    # The backward pass cancels with the warped values: it keeps them in float32.
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, values))
+    wide = learning and query.dtype in (torch.float16, torch.bfloat16)
     warped, confidence, _ = torch.ops.pikfix.correlation_warp(
-        query, key, values, float(temperature), key_mask
+        query, key, values, float(temperature), key_mask, wide
     )
-    return warped, confidence
+    return warped.to(values.dtype), confidence

@@ -183,7 +183,7 @@ def _row_maximum(query: Tensor, key: Tensor) -> Tensor:
     lift = (2 * reach).clamp_min_(1e-6).to(query.dtype)
     for _ in range(2):
         scores = (torch.cat([query, lift], dim=1) @ key).view(torch.int16)
-        best = scores.amax(dim=1, keepdim=True).view(query.dtype).float() - lift.float()
+        best: Tensor = scores.amax(dim=1, keepdim=True).view(query.dtype).float() - lift.float()
         lift = (0.05 * reach - best).to(query.dtype)
     return best
 
@@ -197,7 +197,7 @@ def _attention(
     # The public function would give the same, without the log-sum-exp.
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     warped, logsumexp = fused(*padded, scale=1 / temperature)
-    parts = query.split(_chunk_rows(key.shape[0]))
+    parts = torch.split(query, _chunk_rows(key.shape[0]))
     best = torch.cat([_row_maximum(part, key) for part in parts])
     return warped[0, 0, :, : values.shape[1]], best, logsumexp.reshape(-1, 1)
 
@@ -215,7 +215,7 @@ def _one_item(
         return _screened(query, key, values, temperature)
     return [
         _float_rows(part, key, values, temperature)
-        for part in query.split(_chunk_rows(key.shape[0]))
+        for part in torch.split(query, _chunk_rows(key.shape[0]))
     ]
 
 
@@ -228,12 +228,19 @@ def _worth_a_screen(query: Tensor, key: Tensor, temperature: float) -> bool:
 
 
 def forward(
-    query: Tensor, key: Tensor, values: Tensor, temperature: float, key_mask: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None,
+    *,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Warped [B, N, D], confidence [B, N] and log-sum-exp [B, N]."""
+    """Warped [B, N, D] (float32 if wide), confidence [B, N] and log-sum-exp [B, N]."""
     batch, queries, _ = query.shape
     statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
-    warped = values.new_zeros(batch, queries, values.shape[2])
+    dtype = torch.float32 if wide else values.dtype
+    warped = values.new_zeros(batch, queries, values.shape[2], dtype=dtype)
     confidence = query.new_zeros(batch, queries, dtype=statistics)
     logsumexp = query.new_zeros(batch, queries, dtype=statistics)
     dtype = _compute_dtype(query)
@@ -252,13 +259,14 @@ def forward(
 
 def backward(
     grad_warped: Tensor,
-    grad_confidence: Tensor,
+    grad_confidence: Tensor | None,
     *,
     query: Tensor,
     key: Tensor,
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None,
+    needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and values; the map is computed again, chunk by chunk.
 
@@ -281,15 +289,20 @@ def backward(
         for top in range(0, query.shape[1], rows):
             part = slice(top, top + rows)
             q, grad_out = query[b, part].to(wide), grad_warped[b, part].to(wide)
-            peak = grad_confidence[b, part, None].to(wide)
             scores = q @ k.T
-            best = scores.argmax(dim=1)
+            best = scores.argmax(dim=1) if grad_confidence is not None else None
             weights = torch.softmax(scores.mul_(1 / temperature), dim=1)
             flow = grad_out @ v.T
             flow.sub_((weights * flow).sum(dim=1, keepdim=True)).mul_(weights)
             flow = flow.mul_(1 / temperature).to(narrow)
-            grads[0][b, part] = (flow @ narrow_k).to(wide).add_(peak * k[best])
-            grad_k.add_(flow.T @ q.to(narrow)).index_add_(0, best, peak * q)
-            grad_v.add_(weights.to(narrow).T @ grad_out.to(narrow))
+            grad_q = (flow @ narrow_k).to(wide)
+            grad_k.add_(flow.T @ q.to(narrow))
+            if needs[2]:
+                grad_v.add_(weights.to(narrow).T @ grad_out.to(narrow))
+            if grad_confidence is not None and best is not None:
+                peak = grad_confidence[b, part, None].to(wide)
+                grad_q.add_(peak * k[best])
+                grad_k.index_add_(0, best, peak * q)
+            grads[0][b, part] = grad_q
         grads[1][b, kept], grads[2][b, kept] = grad_k.to(key.dtype), grad_v.to(values.dtype)
     return grads[0], grads[1], grads[2]

@@ -97,6 +97,7 @@ def histogram_warp(
     histogram: Tensor,
     basis: Tensor | None,
     temperature: float,
+    *,
     key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Warp histograms through their low-rank form.
@@ -105,12 +106,12 @@ def histogram_warp(
     2r instead of 2K values per position; bins may dip below zero by the tolerance.
 
     Args:
-        query: [B, N, C], key: [B, M, C], temperature, key_mask: as for correlation_warp.
-        key: see query.
+        query: [B, N, C], as for correlation_warp.
+        key: [B, M, C], as for correlation_warp.
         histogram: [B, M, 2K], K bins of a and then K of b, of the centres of the basis.
         basis: [2, K, r] of :func:`histogram_basis`; None warps the bins themselves.
-        temperature: see query.
-        key_mask: see query.
+        temperature: τ > 0.
+        key_mask: [B, M] bool, as for correlation_warp.
 
     Returns:
         warped [B, N, 2K] and confidence [B, N].

@@ -4,6 +4,9 @@ The table is chosen by the runtime that will execute the graph: ONNX Runtime's C
 fastest with MatMul-Softmax-MatMul, a GPU runtime may fuse the standard ``Attention`` operator.
 """
 
+# Translations have the operators' own parameters.
+# ruff: noqa: PLR0917
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -59,8 +62,12 @@ def _scaled_scores(op: Any, query: Any, key: Any, temperature: float, key_mask: 
     return _masked_scores(op, scores, key_mask)
 
 
+def _widened(op: Any, warped: Any, wide: bool) -> Any:
+    return op.Cast(warped, to=1) if wide else warped
+
+
 def _matmul_chain(
-    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None
+    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None, wide: bool = False
 ) -> tuple[Any, Any, Any]:
     op: Any = op18
     scores = _scaled_scores(op, query, key, temperature, key_mask)
@@ -68,11 +75,11 @@ def _matmul_chain(
     warped = op.MatMul(weights, _drop_masked(op, values, key_mask))
     best = _row_maximum(op, scores, key_mask)
     confidence = op.Mul(best, op.CastLike(op.Constant(value_float=temperature), best))
-    return warped, confidence, _logsumexp(op, scores)
+    return _widened(op, warped, wide), confidence, _logsumexp(op, scores)
 
 
 def _attention(
-    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None
+    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None, wide: bool = False
 ) -> tuple[Any, Any, Any]:
     op: Any = op23
     axis = op.Constant(value_ints=[1])
@@ -96,7 +103,7 @@ def _attention(
     )
     scores = _masked_scores(op, op.MatMul(query, op.Transpose(key, perm=[0, 2, 1])), key_mask)
     scaled = op.Div(scores, op.CastLike(op.Constant(value_float=temperature), scores))
-    warped = op.Squeeze(attended, axis)
+    warped = _widened(op, op.Squeeze(attended, axis), wide)
     return warped, _row_maximum(op, scores, key_mask), _logsumexp(op, scaled)
 
 

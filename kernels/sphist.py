@@ -31,7 +31,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("pikfix::sphist", mutates_args=())
+@torch.library.custom_op("pikfix::sphist", mutates_args=(), device_types="cpu")
 def _op(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
     batch, _, height, width = ab.shape
     bins = centres.shape[1]
@@ -47,13 +47,21 @@ def _op(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
     return out
 
 
+@_op.register_kernel("cuda")
+def _cuda(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
+    # Triton is imported where a GPU needs it: the CPU does without.
+    from pikfix.kernels import sphist_triton  # noqa: PLC0415
+
+    return sphist_triton.forward(ab, centres, sigma, pool)
+
+
 @_op.register_fake
 def _fake(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
     batch, _, height, width = ab.shape
     return ab.new_empty(batch, 2 * centres.shape[1], height // pool, width // pool)
 
 
-@torch.library.custom_op("pikfix::sphist_backward", mutates_args=())
+@torch.library.custom_op("pikfix::sphist_backward", mutates_args=(), device_types="cpu")
 def _backward_op(
     grad: Tensor, ab: Tensor, centres: Tensor, sigma: float, pool: int
 ) -> tuple[Tensor, Tensor]:
@@ -73,6 +81,15 @@ def _backward_op(
         grad_ab[:, :, top : top + rows] = -flow.sum(dim=2)
         grad_centres += flow.sum(dim=(0, 3, 4))
     return grad_ab.to(ab.dtype), grad_centres.to(centres.dtype)
+
+
+@_backward_op.register_kernel("cuda")
+def _cuda_backward(
+    grad: Tensor, ab: Tensor, centres: Tensor, sigma: float, pool: int
+) -> tuple[Tensor, Tensor]:
+    from pikfix.kernels import sphist_triton  # noqa: PLC0415
+
+    return sphist_triton.backward(grad, ab, centres, sigma, pool)
 
 
 @_backward_op.register_fake

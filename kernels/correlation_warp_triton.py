@@ -1,0 +1,325 @@
+"""GPU kernels of the warp's forward pass: online softmax with a split over keys."""
+
+# Launches are by keyword; the compiler knows no keyword-only parameters.
+# ruff: noqa: PLR0917
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pikfix.kernels import tiles
+
+LOG2_E = 1.4426950408889634
+_LN_2 = 0.6931471805599453
+
+
+@triton.jit
+def dot(b_left, b_right, b_acc, PRECISION: tl.constexpr):
+    """b_acc + b_left b_right with float32 sums; "widened" multiplies float32 copies."""
+    if PRECISION == "widened":
+        return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), b_acc)
+    return tl.dot(b_left, b_right, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _attend(
+    b_acc,  # [BLOCK_N, BLOCK_D] float32
+    b_max,  # [BLOCK_N] float32, highest correlation so far
+    b_sum,  # [BLOCK_N] float32
+    b_query,  # [BLOCK_N, BLOCK_C]
+    p_key,  # [M, C] of one batch item
+    p_values,  # [M, D]
+    p_mask,  # [M]
+    first,
+    last,
+    o_d,
+    M,
+    scale,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online softmax over the key tiles in [first, last); RAGGED tiles may pass M."""
+    o_c = tl.arange(0, BLOCK_C)
+    if DESCRIPTORS:
+        d_key = tl.make_tensor_descriptor(
+            p_key, shape=[M, C], strides=[C, 1], block_shape=[BLOCK_M, BLOCK_C]
+        )
+        d_values = tl.make_tensor_descriptor(
+            p_values, shape=[M, D], strides=[D, 1], block_shape=[BLOCK_M, BLOCK_D]
+        )
+    for start in tl.range(first, last, BLOCK_M, warp_specialize=SPECIALIZE):
+        o_m = start + tl.arange(0, BLOCK_M)
+        if DESCRIPTORS:
+            b_key = d_key.load([start, 0]).T
+        else:
+            m_key = o_c[:, None] < C
+            if RAGGED:
+                m_key = m_key & (o_m[None, :] < M)
+            b_key = tl.load(p_key + o_m[None, :] * C + o_c[:, None], mask=m_key, other=0.0)
+        b_score = dot(b_query, b_key, None, PRECISION)
+        if RAGGED:
+            b_score = tl.where(o_m[None, :] < M, b_score, float("-inf"))
+        if HAS_MASK:
+            b_kept = tl.load(p_mask + o_m, mask=o_m < M, other=0)
+            b_score = tl.where(b_kept[None, :] != 0, b_score, float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_score, 1))
+        # A row without keys so far has no maximum to subtract.
+        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new) * scale
+        b_weight = tl.exp2(b_score * scale - b_shift[:, None])
+        b_decay = tl.exp2(b_max * scale - b_shift)
+        b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
+        if DESCRIPTORS:
+            b_values = d_values.load([start, tl.min(o_d, 0)])
+        else:
+            m_values = o_d[None, :] < D
+            if RAGGED:
+                m_values = m_values & (o_m[:, None] < M)
+            b_values = tl.load(p_values + o_m[:, None] * D + o_d[None, :], mask=m_values, other=0.0)
+        b_acc = b_acc * b_decay[:, None]
+        b_acc = dot(b_weight.to(b_values.dtype), b_values, b_acc, PRECISION)
+        b_max = b_new
+    return b_acc, b_max, b_sum
+
+
+@triton.jit
+def forward_kernel(
+    p_query,  # [B, N, C]
+    p_key,  # [B, M, C]
+    p_values,  # [B, M, D]
+    p_mask,  # [B, M] bool, or anything where HAS_MASK is false
+    p_warped,  # [S, B, N, D]
+    p_confidence,  # [S, B, N] float32
+    p_logsumexp,  # [S, B, N] float32
+    B,
+    N,
+    M,
+    keys_per_split,  # a multiple of BLOCK_M
+    scale,  # log2(e) / τ
+    C: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """softmax(Q Kᵀ / τ) V of one query tile over one split of the keys.
+
+    Online softmax (Milakov and Gimelshein, 2018) as FlashAttention-2 tiles it (Dao, 2023); the
+    running maximum stays in units of correlation, so that it is the confidence. PARTIAL
+    results keep -inf as the log-sum-exp of a row without keys; final ones are zero there.
+    """
+    chunks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    i_chunk = tl.program_id(0) % chunks
+    i_tile = tl.program_id(0) // chunks
+    i_split = tl.program_id(1)
+    i_batch = tl.program_id(2).to(tl.int64)
+    o_n = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.arange(0, BLOCK_C)
+    o_d = i_chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+    b_query = tl.load(
+        p_query + (i_batch * N + o_n[:, None]) * C + o_c[None, :],
+        mask=(o_n[:, None] < N) & (o_c[None, :] < C),
+        other=0.0,
+    )
+    b_acc = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    b_max = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
+    first = i_split * keys_per_split
+    last = tl.minimum(first + keys_per_split, M)
+    whole = first + (tl.maximum(last - first, 0) // BLOCK_M) * BLOCK_M
+    p_key += i_batch * M * C
+    p_values += i_batch * M * D
+    p_mask += i_batch * M
+    b_acc, b_max, b_sum = _attend(
+        b_acc, b_max, b_sum, b_query, p_key, p_values, p_mask, first, whole, o_d, M, scale,
+        C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, False, DESCRIPTORS, SPECIALIZE, PRECISION,
+    )  # fmt: skip
+    b_acc, b_max, b_sum = _attend(
+        b_acc, b_max, b_sum, b_query, p_key, p_values, p_mask, whole, last, o_d, M, scale,
+        C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, True, False, False, PRECISION,
+    )  # fmt: skip
+    b_any = b_sum > 0
+    b_total = tl.where(b_any, b_sum, 1.0)
+    o_row = (i_split * B + i_batch) * N + o_n
+    tl.store(
+        p_warped + o_row[:, None] * D + o_d[None, :],
+        (b_acc / b_total[:, None]).to(p_warped.dtype.element_ty),
+        mask=(o_n[:, None] < N) & (o_d[None, :] < D),
+    )
+    if i_chunk == 0:
+        b_logsumexp = b_max * (scale * 0.6931471805599453) + tl.log(b_total)
+        empty = float("-inf") if PARTIAL else 0.0
+        tl.store(p_confidence + o_row, tl.where(b_any, b_max, empty), mask=o_n < N)
+        tl.store(p_logsumexp + o_row, tl.where(b_any, b_logsumexp, empty), mask=o_n < N)
+
+
+@triton.jit
+def merge_kernel(
+    p_parts,  # [S, R, D] float32, R = B·N rows
+    p_part_confidence,  # [S, R] float32
+    p_part_logsumexp,  # [S, R] float32
+    p_warped,  # [R, D]
+    p_confidence,  # [R] float32
+    p_logsumexp,  # [R] float32
+    R,
+    S,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Weigh the splits of the keys by exp(log-sum-exp), and take their highest maximum."""
+    i_rows = tl.program_id(0).to(tl.int64)
+    o_r = i_rows * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_r = o_r < R
+    m_out = m_r[:, None] & (o_d[None, :] < D)
+    b_top = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
+    b_max = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
+    for s in range(S):
+        b_top = tl.maximum(b_top, tl.load(p_part_logsumexp + s * R + o_r, mask=m_r, other=0.0))
+        b_max = tl.maximum(b_max, tl.load(p_part_confidence + s * R + o_r, mask=m_r, other=0.0))
+    b_any = b_top > float("-inf")
+    b_top = tl.where(b_any, b_top, 0.0)
+    b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
+    b_acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    for s in range(S):
+        b_logsumexp = tl.load(p_part_logsumexp + s * R + o_r, mask=m_r, other=0.0)
+        b_weight = tl.exp(b_logsumexp - b_top)
+        b_sum += b_weight
+        p_part = p_parts + (s * R + o_r[:, None]) * D + o_d[None, :]
+        b_acc += b_weight[:, None] * tl.load(p_part, mask=m_out, other=0.0)
+    b_total = tl.where(b_any, b_sum, 1.0)
+    tl.store(
+        p_warped + o_r[:, None] * D + o_d[None, :],
+        (b_acc / b_total[:, None]).to(p_warped.dtype.element_ty),
+        mask=m_out,
+    )
+    if tl.program_id(1) == 0:
+        tl.store(p_confidence + o_r, tl.where(b_any, b_max, 0.0), mask=m_r)
+        b_final = tl.where(b_any, b_top + tl.log(b_total), 0.0)
+        tl.store(p_logsumexp + o_r, b_final, mask=m_r)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How operands are multiplied: float32 as PyTorch's switch for matrix products says."""
+    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+        return "widened"  # the interpreter would multiply their bit patterns
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def choose_splits(programs: int, keys: int, tile: tiles.Tile, multiprocessors: int) -> int:
+    """How many programs share the keys of one query tile, so that the GPU is full.
+
+    A split gets at least four key tiles: less work than that does not pay for the merge.
+    """
+    most = max(1, keys // (4 * tile.block_m))
+    return max(1, min(multiprocessors // max(1, programs), most))
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None,
+    *,
+    wide: bool = False,
+    tile: tiles.Tile | None = None,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the forward pass; tile and splits default to the table of the GPU.
+
+    Returns:
+        warped [B, N, D] in the dtype of values (float32 if wide), confidence and log-sum-exp
+        [B, N] in float32.
+    """
+    query, key, values = (tensor.contiguous() for tensor in (query, key, values))
+    batch, queries, channels = query.shape
+    keys, width = values.shape[1:]
+    table = tiles.table_for(query.device)
+    if tile is None:
+        tile = table.find("forward", channels, min(width, 256), query.element_size())
+    block_d = min(tiles.padded(width), tile.width)
+    grid_n = triton.cdiv(queries, tile.block_n) * triton.cdiv(width, block_d)
+    if splits is None:
+        splits = choose_splits(grid_n * batch, keys, tile, table.multiprocessors)
+    per_split = triton.cdiv(triton.cdiv(keys, splits), tile.block_m) * tile.block_m
+    splits = triton.cdiv(keys, per_split)
+    out_dtype = torch.float32 if wide else values.dtype
+    statistics = query.new_empty(2, splits, batch, queries, dtype=torch.float32)
+    parts = query.new_empty(
+        splits, batch, queries, width, dtype=out_dtype if splits == 1 else torch.float32
+    )
+    # The bulk-copy engine wants rows of whole 16-byte units.
+    aligned = all(t.shape[2] * t.element_size() % 16 == 0 for t in (key, values))
+    descriptors = tile.descriptors and aligned
+    if descriptors:
+        tiles.provide_scratch()
+    mask = key_mask.contiguous().view(torch.uint8) if key_mask is not None else query
+    with tiles.on_device(query.device):
+        forward_kernel[(grid_n, splits, batch)](
+            p_query=query,
+            p_key=key,
+            p_values=values,
+            p_mask=mask,
+            p_warped=parts,
+            p_confidence=statistics[0],
+            p_logsumexp=statistics[1],
+            B=batch,
+            N=queries,
+            M=keys,
+            keys_per_split=per_split,
+            scale=LOG2_E / temperature,
+            C=channels,
+            D=width,
+            BLOCK_N=tile.block_n,
+            BLOCK_M=tile.block_m,
+            BLOCK_C=tiles.padded(channels),
+            BLOCK_D=block_d,
+            HAS_MASK=key_mask is not None,
+            PARTIAL=splits > 1,
+            DESCRIPTORS=descriptors,
+            SPECIALIZE=tile.specialize and descriptors,
+            PRECISION=dot_precision(query.dtype),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        if splits == 1:
+            return parts[0], statistics[0, 0], statistics[1, 0]
+        warped = query.new_empty(batch, queries, width, dtype=out_dtype)
+        final = query.new_empty(2, batch, queries, dtype=torch.float32)
+        block_d = min(tiles.padded(width), 128)
+        merge_kernel[(triton.cdiv(batch * queries, 32), triton.cdiv(width, block_d))](
+            p_parts=parts,
+            p_part_confidence=statistics[0],
+            p_part_logsumexp=statistics[1],
+            p_warped=warped,
+            p_confidence=final[0],
+            p_logsumexp=final[1],
+            R=batch * queries,
+            S=splits,
+            D=width,
+            BLOCK_R=32,
+            BLOCK_D=block_d,
+            num_warps=4,
+        )
+    return warped, final[0], final[1]
