@@ -19,8 +19,7 @@ from rich.progress import track
 
 from pikfix.cli.plan import Job, make_plan
 from pikfix.cli.problems import FAILURE, CommandError, UsageError
-from pikfix.evaluation.files import write_atomically
-from pikfix.photos import PhotoError, decode_photo, encode_photo
+from pikfix.photos import PhotoError, decode_photo, encode_photo, write_atomically
 from pikfix.training.degradation import (
     DEGRADATIONS,
     MIN_SIDE,
@@ -135,6 +134,7 @@ def _degrade(job: Job, rng: np.random.Generator, config: DegradationConfig, *, m
     degraded: Degraded = degrade(image, rng, config)
     # JPEG is left to the degradation itself: the file must hold what was drawn.
     data, _ = encode_photo(_bytes(degraded.image), job.format, quality=95)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(job.output, data)
     if mask:
         write_atomically(_mask_path(job), encode_photo(_bytes(degraded.mask), "png")[0])

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from pikfix.client._errors import InvalidOptionsError, InvalidResponseError
-from pikfix.client._files import write_atomically
+from pikfix.photos import write_atomically
 
 SUFFIX_FORMATS: Mapping[str, str] = {
     ".jpg": "jpeg",

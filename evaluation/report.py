@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 from torch import Tensor
 
-from pikfix.evaluation.files import write_atomically
 from pikfix.evaluation.protocols import Evaluation
+from pikfix.photos import write_atomically
 
 TITLES = {
     "input": "input",
@@ -60,6 +60,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(evaluation.to_dict(), indent=2) + "\n").encode())
 
 
@@ -92,6 +93,7 @@ def write_sheet(evaluation: Evaluation, path: Path) -> None:
                 draw.text((left, top + _CELL + 1), caption, fill=(200, 200, 200))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 

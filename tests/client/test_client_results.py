@@ -18,7 +18,7 @@ from pikfix.client import (
     Report,
     RestoredPhoto,
 )
-from pikfix.client._files import write_atomically
+from pikfix.photos import write_atomically
 
 
 @pytest.fixture
