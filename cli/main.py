@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "serve": ("pikfix.cli.serve", "Run the server."),
         "restore": ("pikfix.cli.restore", "Restore and colorize photos."),
         "export": ("pikfix.cli.export", "Fill a model repository from a checkpoint."),
+        "train": ("pikfix.cli.train", "Train the networks on a folder of colour photos."),
         "evaluate": ("pikfix.cli.evaluate", "Measure a checkpoint beside its baselines."),
         "degrade": ("pikfix.cli.degrade", "Make old photos out of new ones."),
         "doctor": ("pikfix.cli.doctor", "Describe this installation and what it lacks."),

@@ -1,0 +1,267 @@
+"""What a training run is made of: frozen groups of options that go into every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from pikfix.networks import PRESETS, PikFixConfig
+
+PARTS = ("restoration", "similarity", "colorization")
+"""The sub-nets that can be trained separately."""
+
+ColorInput = Literal["clean", "restored", "joint"]
+Schedule = Literal["constant", "exponential", "cosine"]
+HistogramTarget = Literal["reference", "truth"]
+Precision = Literal["fp32", "bf16"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a sample looks like.
+
+    crop: side of the training crops in pixels, a multiple of 32.
+    side: short side that photos are decoded to, at least `crop`; crops are cut out of windows
+        between `crop` and the whole short side and resized to `crop`.
+    degraded: share of samples whose photo is degraded; the others come clean.
+    strength: of the degradation, see `DegradationConfig`.
+    sibling, near, random: shares of the kind of a reference: another crop of the same photo, one
+        of the `neighbours` nearest photos, any other photo. They are normalised to sum to 1.
+    references: most references per sample; every batch draws its number from 1 to this.
+    hue_rotation: share of sibling samples in which truth and references have their hues rotated
+        together by any angle: the colours can then only come from the reference.
+    jitter: strength of the colour jitter of siblings (1: hue +-20 degrees, saturation 0.8 to 1.2,
+        contrast 0.75 to 1.25).
+    affine: strength of the affine map of siblings (1: rotation +-25 degrees, scale 0.8 to 1.2,
+        shear +-8 degrees, shift +-20 %).
+    """
+
+    crop: int = 128
+    side: int = 288
+    degraded: float = 0.7
+    strength: float = 1.0
+    sibling: float = 0.5
+    near: float = 0.35
+    random: float = 0.15
+    references: int = 3
+    neighbours: int = 10
+    hue_rotation: float = 0.1
+    jitter: float = 1.0
+    affine: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.crop < 32 or self.crop % 32:
+            raise ValueError(f"crop is {self.crop}: it must be a multiple of 32")
+        if self.side < self.crop:
+            raise ValueError(f"side is {self.side}: it must be at least the crop, {self.crop}")
+        if self.references < 1 or self.neighbours < 1:
+            raise ValueError("references and neighbours must be at least 1")
+        for name in ("degraded", "hue_rotation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be in [0, 1]")
+        if min(self.sibling, self.near, self.random) < 0 or not self._reference_sum > 0:
+            raise ValueError("the shares sibling, near, random must be >= 0 and not all 0")
+
+    @property
+    def _reference_sum(self) -> float:
+        return self.sibling + self.near + self.random
+
+    @property
+    def reference_shares(self) -> tuple[float, float, float]:
+        """Shares of sibling, near and random references; they sum to 1."""
+        total = self._reference_sum
+        return self.sibling / total, self.near / total, self.random / total
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the objective; 0 switches a term off. Defaults: Pik-Fix, sec. 3.5.
+
+    luminance: L1 between restored and clean L.
+    perceptual: squared distance of a frozen feature net's features of restored and clean L.
+    histogram: earth mover's distance of the output's colour histogram to its target's.
+    chroma: L1 on ab.
+    adversarial: LSGAN of a PatchGAN that sees L and ab.
+    distillation: cosine distance of the similarity backbone's deepest features, through a linear
+        head, to the frozen feature net's last ones.
+    chroma_emphasis: 0 is plain L1 on ab; at e, a pixel weighs 1 + e * chroma / 0.25 before the
+        weights are normalised, against pale averages.
+    histogram_target: the reference where it is another, suitable photo (published), or the truth.
+    discriminator_width: channels of the PatchGAN's first layer.
+    """
+
+    luminance: float = 1.0
+    perceptual: float = 0.2
+    histogram: float = 0.5
+    chroma: float = 1.0
+    adversarial: float = 0.2
+    distillation: float = 0.0
+    chroma_emphasis: float = 0.0
+    histogram_target: HistogramTarget = "reference"
+    discriminator_width: int = 64
+
+    def __post_init__(self) -> None:
+        for name in (*TERMS, "chroma_emphasis"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"loss {name} is {getattr(self, name)}: it must be at least 0")
+        _one_of("histogram_target", self.histogram_target, HistogramTarget)
+
+
+TERMS = ("luminance", "perceptual", "histogram", "chroma", "adversarial", "distillation")
+"""The terms of the objective, by the names of their weights."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights follow gradients.
+
+    batch: samples per step over all devices.
+    learning_rate: peak rate of Adam; reached after `warmup` steps.
+    schedule: constant; exponential (times 0.99 each epoch, as published); cosine to 1 % over the
+        budget (`steps`, else `minutes`).
+    temperature_start: temperature of the correlation at the beginning, annealed geometrically to
+        the network's own over the first `temperature_anneal` of the budget; None keeps it.
+    ema: decay of the averaged weights, which are what validation and export use.
+    clip: largest gradient norm; 0 does not clip.
+    """
+
+    batch: int = 16
+    learning_rate: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    warmup: int = 200
+    schedule: Schedule = "cosine"
+    temperature_start: float | None = 0.05
+    temperature_anneal: float = 0.3
+    ema: float = 0.999
+    clip: float = 1.0
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}: it must be at least 1")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be in (0, 1)")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}: it must be in [0, 1)")
+        if self.temperature_start is not None and not self.temperature_start > 0:
+            raise ValueError(f"temperature_start is {self.temperature_start}: it must be positive")
+        if not 0 < self.temperature_anneal <= 1:
+            raise ValueError(f"temperature_anneal is {self.temperature_anneal}: must be in (0, 1]")
+        _one_of("schedule", self.schedule, Schedule)
+        _one_of("precision", self.precision, Precision)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes; a resumed run must have the same.
+
+    parts: the sub-nets that are trained; the others keep their weights.
+    color_input: what the colour sub-nets see: the clean L, the restored L without a gradient to
+        the restoration, or (joint, as published) with one.
+    """
+
+    network: PikFixConfig = field(default_factory=lambda: PRESETS["compact"])
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parts: tuple[str, ...] = PARTS
+    color_input: ColorInput = "restored"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(PARTS))
+        if unknown or not self.parts:
+            raise ValueError(f"parts is {','.join(self.parts)!r}: choose from {', '.join(PARTS)}")
+        _one_of("color_input", self.color_input, ColorInput)
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it must be at least 0")
+
+    @property
+    def trains_color(self) -> bool:
+        """Whether the colour path is run at all."""
+        return bool({"similarity", "colorization"} & set(self.parts))
+
+    @property
+    def trains_restoration(self) -> bool:
+        """Whether the restoration has losses of its own."""
+        return "restoration" in self.parts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ValueError: unknown fields or values that no run can have.
+        """
+        groups = {
+            "data": _group(DataConfig, values.get("data", {})),
+            "loss": _group(LossConfig, values.get("loss", {})),
+            "optimizer": _group(OptimizerConfig, values.get("optimizer", {})),
+        }
+        network = PikFixConfig.from_dict(values["network"])
+        rest = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key not in ("network", *groups)
+        }
+        return _group(cls, {**rest, **groups, "network": network})
+
+
+def preset(name: str) -> TrainConfig:
+    """The training options that go with a network preset.
+
+    `paper`: sec. 4.1 (crops of 256, Adam 1e-4, times 0.99 each epoch, trained jointly).
+    `compact`: for hours on a CPU.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
+    network = PRESETS[name]
+    if name == "paper":
+        return TrainConfig(
+            network=network,
+            data=DataConfig(crop=256),
+            optimizer=OptimizerConfig(batch=8, learning_rate=1e-4, schedule="exponential"),
+            color_input="joint",
+        )
+    return TrainConfig(network=network, loss=LossConfig(discriminator_width=32))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name every leaf in which two nested dicts differ, as `data.crop: 128 -> 256`."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif _plain(before) != _plain(after):
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _group(kind: type[T], values: dict[str, Any]) -> T:
+    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown training options: {', '.join(unknown)}")
+    return kind(**values)
+
+
+def _one_of(name: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name} is {value!r}: choose from {', '.join(get_args(kind))}")

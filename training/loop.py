@@ -1,0 +1,485 @@
+"""The training loop: steps, guards, checkpoints, validation, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import nn
+
+from pikfix.networks import PikFix, save_checkpoint
+from pikfix.training import losses
+from pikfix.training.augment import Inputs, prepare
+from pikfix.training.average import Average
+from pikfix.training.config import TrainConfig
+from pikfix.training.dataset import Batch, TrainingBatches, batch_loader
+from pikfix.training.errors import TrainingError
+from pikfix.training.logs import Logs, Meter, Reporter, progress
+from pikfix.training.objective import Objective, Outputs, TrainingModule
+from pikfix.training.state import State, save_state
+from pikfix.training.validation import Figures, Validator
+
+MAX_BAD_STEPS = 5
+"""A run stops after this many steps in a row without a finite gradient."""
+
+MAX_FAILED_SAVES = 3
+"""A run stops after this many checkpoints in a row that could not be written."""
+
+_EPOCH_DECAY = 0.99  # Pik-Fix, sec. 4.1
+_COSINE_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends and how often it does what is not training.
+
+    steps, minutes: of the whole run, over all resumes; the first to be reached ends it.
+    checkpoint_minutes, validation_minutes: pauses between them.
+    log_steps: steps per row of training.csv.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    checkpoint_minutes: float = 5.0
+    validation_minutes: float = 20.0
+    log_steps: int = 50
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: `finished` (its budget is used) or `stopped` (by a signal)."""
+
+    step: int
+    minutes: float
+    reason: str
+    model: Path
+
+
+class Trainer:
+    """Trains one module; `run` may be called once.
+
+    Args:
+        fabric: launched.
+        config: of the run.
+        budget: of the run.
+        folder: of the run; exists.
+        module: what is trained, on no device yet.
+        discriminator: for the adversarial term, or None.
+        objective: the losses; uses the same discriminator.
+        dataset: batches by step.
+        validator: or None.
+        reporter: tells how it goes.
+        facts: plain values that identify the data, stored in every state.
+    """
+
+    def __init__(
+        self,
+        *,
+        fabric: Fabric,
+        config: TrainConfig,
+        budget: Budget,
+        folder: Path,
+        module: TrainingModule,
+        discriminator: nn.Module | None,
+        objective: Objective,
+        dataset: TrainingBatches,
+        validator: Validator | None,
+        reporter: Reporter,
+        facts: dict[str, Any],
+    ) -> None:
+        self.fabric = fabric
+        self.config = config
+        self.budget = budget
+        self.folder = folder
+        self.objective = objective
+        self.dataset = dataset
+        self.validator = validator
+        self.reporter = reporter
+        self.facts = facts
+
+        options = config.optimizer
+        memory = torch.channels_last
+        self.raw = module.to(memory_format=memory)  # type: ignore[call-overload]
+        trained = [p for p in self.raw.parameters() if p.requires_grad]
+        optimizer = _adam(trained, config)
+        self.module, self.optimizer = fabric.setup(self.raw, optimizer)
+        self.average = Average(self.net, options.ema)
+        self.critic: nn.Module | None = None
+        if discriminator is not None:
+            discriminator.to(memory_format=memory)  # type: ignore[call-overload]
+            self.critic, self.critic_optimizer = fabric.setup(
+                discriminator, _adam(list(discriminator.parameters()), config)
+            )
+        self.raw_critic = discriminator
+
+        self.step = 0
+        self.minutes = 0.0
+        self.bad_steps = 0
+        self.failed_saves = 0
+        self.best = -math.inf
+        self.stop_signal: int | None = None
+
+    @property
+    def net(self) -> PikFix:
+        """The network that is trained."""
+        return self.raw.net
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Everything a resumed run needs: tensors and plain values only."""
+        state: State = {
+            "config": json.dumps(self.config.to_dict()),
+            "facts": json.dumps(self.facts),
+            "step": self.step,
+            "minutes": self.minutes,
+            "bad_steps": self.bad_steps,
+            "best": self.best,
+            "module": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.model.state_dict(),
+            "average_updates": self.average.updates,
+        }
+        if self.raw_critic is not None:
+            state["discriminator"] = self.raw_critic.state_dict()
+            state["discriminator_optimizer"] = self.critic_optimizer.state_dict()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Continue where `state` was taken."""
+        self.step = state["step"]
+        self.minutes = state["minutes"]
+        self.bad_steps = state["bad_steps"]
+        self.best = state["best"]
+        self.raw.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.model.load_state_dict(state["average"])
+        self.average.updates = state["average_updates"]
+        if self.raw_critic is not None:
+            self.raw_critic.load_state_dict(state["discriminator"])
+            self.critic_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    # -- schedules -----------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used."""
+        return progress(self.step, self.minutes, self.budget.steps, self.budget.minutes)
+
+    def learning_rate(self) -> float:
+        """Of the coming step."""
+        options = self.config.optimizer
+        rate = options.learning_rate * min(1.0, (self.step + 1) / max(1, options.warmup))
+        if options.schedule == "exponential":
+            samples = self.step * options.batch
+            return rate * _EPOCH_DECAY ** (samples // len(self.dataset.store))
+        if options.schedule == "cosine":
+            half = (1 + math.cos(math.pi * self.progress)) / 2
+            return rate * (_COSINE_FLOOR + (1 - _COSINE_FLOOR) * half)
+        return rate
+
+    def temperature(self) -> float:
+        """Of the coming step's correlation."""
+        final = self.config.network.temperature
+        start = self.config.optimizer.temperature_start
+        if start is None or start <= final:
+            return final
+        share = min(1.0, self.progress / self.config.optimizer.temperature_anneal)
+        return float(start * (final / start) ** share)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def run(self, workers: int, resumed: bool) -> Result:
+        """Train until the budget is used or a signal comes.
+
+        Raises:
+            TrainingError: gradients stay infinite, or checkpoints cannot be written.
+        """
+        logs = self._logs(resumed)
+        try:
+            with self._signals():
+                reason = self._train(workers, logs)
+            if logs is not None:
+                logs.flush()
+        finally:
+            if logs is not None:
+                logs.close()
+        return Result(self.step, self.minutes, reason, self.folder / "model.safetensors")
+
+    def _logs(self, resumed: bool) -> Logs | None:
+        if not self.fabric.is_global_zero:
+            return None
+        terms = tuple(dataclasses.asdict(self.config.loss))
+        return Logs(self.folder, terms[:6], self.step if resumed else None)
+
+    def _train(self, workers: int, logs: Logs | None) -> str:
+        batches = iter(batch_loader(self.dataset, self.step, workers))
+        meter = Meter()
+        clock = time.monotonic()
+        window, window_started = 0, clock
+        next_save = clock + 60 * self.budget.checkpoint_minutes
+        next_validation = clock + 60 * self.budget.validation_minutes
+        self.module.train()
+        saved_at = -1
+        while True:
+            reason = self._reason_to_end()
+            if reason:
+                break
+            batch = self.fabric.to_device(next(batches))
+            values = self._step(batch)
+            meter.add(values)
+            window += 1
+            now = time.monotonic()
+            self.minutes += (now - clock) / 60
+            clock = now
+            images = self.config.optimizer.batch
+            rate = window * images / max(now - window_started, 1e-9)
+            if self.fabric.is_global_zero:
+                shown = {k: v for k, v in values.items() if k in ("total", "luminance", "chroma")}
+                self.reporter.step(self.step, self.minutes, rate, shown)
+            if self.step % self.budget.log_steps == 0:
+                self._log(logs, meter, rate)
+                window, window_started = 0, now
+            if self._agree(now >= next_save):
+                self._save()
+                saved_at = self.step
+                next_save = time.monotonic() + 60 * self.budget.checkpoint_minutes
+            if self.validator is not None and self._agree(now >= next_validation):
+                if saved_at != self.step:
+                    self._save()
+                    saved_at = self.step
+                self._validate(logs)
+                next_validation = time.monotonic() + 60 * self.budget.validation_minutes
+                window, window_started = 0, time.monotonic()
+        self._log(logs, meter, None)
+        if saved_at != self.step:
+            self._save(final=True)
+        if self.validator is not None and reason == "finished":
+            self._validate(logs)
+        return reason
+
+    def _reason_to_end(self) -> str:
+        budget = self.budget
+        if budget.steps is not None and self.step >= budget.steps:
+            return "finished"
+        if self._agree(budget.minutes is not None and self.minutes >= budget.minutes):
+            return "finished"
+        if self._agree(self.stop_signal is not None):
+            return "stopped"
+        return ""
+
+    def _agree(self, decision: bool) -> bool:
+        """The first process's decision, so that all of them do the same."""
+        if self.fabric.world_size == 1:
+            return decision
+        return bool(self.fabric.broadcast(decision))
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """One update of all weights; returns the logged values."""
+        config = self.config
+        rate, temperature = self.learning_rate(), self.temperature()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.net.similarity.temperature = temperature
+        # Dropout and the like depend on (seed, step, rank) alone: nothing to store for a resume.
+        mixed = (config.seed * 1_000_003 + self.step) * 1_009 + self.fabric.global_rank
+        torch.manual_seed(mixed % (1 << 63))
+
+        inputs = _channels_last(prepare(batch))
+        outputs = self.module(inputs.photo_l, inputs.truth_lab[:, :1], inputs.reference_lab)
+        outputs = Outputs(*outputs)
+        with self.fabric.autocast(), _frozen(self.raw_critic):
+            terms = self.objective.terms(inputs, outputs)
+        total = self.objective.total(terms)
+        self.fabric.backward(total)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip or math.inf)
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        values |= {"total": float(total.detach()), "gradient_norm": float(norm)}
+        if self._agree(finite):
+            self.optimizer.step()
+            self.average.update(self.net)
+            self.bad_steps = 0
+            if self.critic is not None and outputs.ab is not None:
+                values["discriminator"] = self._criticise(inputs, outputs, rate)
+        else:
+            self._skip()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if not finite:
+            # What is not finite would spoil the means of the log.
+            values = {}
+        return values | {
+            "learning_rate": rate,
+            "temperature": temperature,
+            "skipped": float(not finite),
+        }
+
+    def _criticise(self, inputs: Inputs, outputs: Outputs, rate: float) -> float:
+        """One update of the discriminator."""
+        assert self.critic is not None and outputs.ab is not None
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = rate
+        fake = torch.cat((inputs.truth_lab[:, :1], outputs.ab.detach()), dim=1)
+        # One pass over both, so that batch statistics do not tell them apart.
+        answers = self.critic(torch.cat((inputs.truth_lab, fake)))
+        loss = losses.discriminator_loss(*answers.chunk(2))
+        self.fabric.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
+        if self._agree(bool(torch.isfinite(norm))):
+            self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _skip(self) -> None:
+        self.bad_steps += 1
+        if self.fabric.is_global_zero:
+            self.reporter.say(f"step {self.step}: the gradient is not finite, the step is skipped")
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"no finite gradient for {self.bad_steps} steps, up to step {self.step}: resume "
+                "from the last checkpoint with a new run (--init) at a lower --lr, or in fp32"
+            )
+
+    # -- what is not training ------------------------------------------------------------------
+
+    def _log(self, logs: Logs | None, meter: Meter, rate: float | None) -> None:
+        values = meter.read()
+        if logs is None or not values:
+            return
+        epoch = self.step * self.config.optimizer.batch / len(self.dataset.store)
+        values |= {"epoch": epoch, "minutes": self.minutes}
+        if rate is not None:
+            values["images_per_second"] = rate
+        logs.training(self.step, values)
+
+    def _save(self, final: bool = False) -> None:
+        """Write the state and the averaged model; a failure is told, and raised when it stays."""
+        if not self.fabric.is_global_zero:
+            return
+        try:
+            save_state(self.folder, self.state())
+            self.export(self.folder / "model.safetensors")
+        except OSError as error:
+            self.failed_saves += 1
+            text = (
+                f"the checkpoint of step {self.step} cannot be written ({error.strerror or error})"
+            )
+            if final or self.failed_saves >= MAX_FAILED_SAVES:
+                raise TrainingError(
+                    f"{text}; the one before it is whole: free some space in {self.folder} and "
+                    "continue with --resume"
+                ) from error
+            self.reporter.say(f"{text}; the one before it is whole; the next try comes later")
+        else:
+            self.failed_saves = 0
+
+    def export(self, path: Path, measures: dict[str, float] | None = None) -> None:
+        """Write the averaged network as a pikfix checkpoint.
+
+        Its configuration carries the temperature it was trained with so far.
+        """
+        temperature = self.temperature()
+        model = self.average.model
+        model.config = dataclasses.replace(self.config.network, temperature=temperature)
+        metadata = {
+            "training": json.dumps(self.config.to_dict()),
+            "steps": str(self.step),
+            "minutes": f"{self.minutes:.1f}",
+            "photos": str(len(self.dataset.store)),
+        }
+        if measures:
+            metadata["validation"] = json.dumps(measures)
+        save_checkpoint(model, path, metadata)
+
+    def _validate(self, logs: Logs | None) -> None:
+        """Measure the averaged network; only the first process does."""
+        if self.fabric.is_global_zero and self.validator is not None and logs is not None:
+            net = self.average.model
+            net.similarity.temperature = self.temperature()
+            figures = self.validator.measure(
+                net, self.config.trains_restoration, self.config.trains_color
+            )
+            logs.validation(self.step, self.minutes, figures.measures, figures.grid)
+            self._save_grid(figures)
+            text = ", ".join(f"{name} {value:.2f}" for name, value in figures.measures.items())
+            self.reporter.say(f"validation at step {self.step}: {text}")
+            score = figures.measures.get("psnr", figures.measures.get("restored_psnr", 0.0))
+            if score > self.best:
+                self.best = score
+                self._best(figures.measures)
+        self.fabric.barrier()
+
+    def _best(self, measures: dict[str, float]) -> None:
+        try:
+            self.export(self.folder / "best.safetensors", measures)
+        except OSError as error:
+            self.reporter.say(f"best.safetensors cannot be written ({error.strerror or error})")
+
+    def _save_grid(self, figures: Figures) -> None:
+        path = self.folder / "grids" / f"step_{self.step:07d}.jpg"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(figures.grid).save(path, quality=90)
+        except OSError as error:
+            self.reporter.say(f"the picture grid cannot be written ({error.strerror or error})")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: object) -> None:
+            self.stop_signal = number
+
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(kind, note) for kind in kinds]
+        try:
+            yield
+        finally:
+            for kind, handler in zip(kinds, before, strict=True):
+                signal.signal(kind, handler)
+
+
+@contextmanager
+def _frozen(module: nn.Module | None) -> Iterator[None]:
+    """Without gradients to the module's parameters: the generator's step needs none."""
+    if module is None:
+        yield
+        return
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+def _adam(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    options = config.optimizer
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(
+        parameters, lr=options.learning_rate, betas=betas, weight_decay=options.weight_decay
+    )
+
+
+def _channels_last(inputs: Inputs) -> Inputs:
+    last = torch.channels_last
+    return inputs._replace(
+        photo_l=inputs.photo_l.contiguous(memory_format=last),
+        truth_lab=inputs.truth_lab.contiguous(memory_format=last),
+    )

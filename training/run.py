@@ -1,0 +1,347 @@
+"""From options to a running trainer: photos, neighbours, feature net, resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from pikfix.networks import CheckpointError, PikFix, load_checkpoint
+from pikfix.training.config import TrainConfig, differences
+from pikfix.training.dataset import TrainingBatches
+from pikfix.training.errors import TrainingError
+from pikfix.training.features import FeatureNet, load_feature_net
+from pikfix.training.logs import Reporter
+from pikfix.training.loop import Budget, Result, Trainer
+from pikfix.training.losses import PatchDiscriminator
+from pikfix.training.neighbours import Table, descriptors, load_table, nearest, save_table
+from pikfix.training.objective import Objective, TrainingModule
+from pikfix.training.photo_store import PhotoStore, open_photos
+from pikfix.training.state import State, has_state, load_state
+from pikfix.training.validation import Validator
+
+_SKIPPED_SHOWN = 10
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run's material is and what it runs on; nothing here changes what it computes.
+
+    photos: folder of colour photos.
+    folder: of the run; made when missing.
+    validation: folder of photos that are not trained on, or None.
+    feature_weights: of a frozen feature net, or None.
+    neighbours: a table made elsewhere, or None.
+    init: a pikfix checkpoint to start from, or None.
+    cache: file for the decoded photos, or None to keep them in memory.
+    resume: continue the run in `folder`.
+    validation_side: of the validation's centre crops.
+    """
+
+    photos: Path
+    folder: Path
+    validation: Path | None = None
+    feature_weights: Path | None = None
+    neighbours: Path | None = None
+    init: Path | None = None
+    cache: Path | None = None
+    resume: bool = False
+    device: str = "cpu"
+    devices: int = 1
+    workers: int = 1
+    validation_side: int = 256
+    validation_limit: int = 50
+    budget: Budget = dataclasses.field(default_factory=Budget)
+
+
+def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = None) -> Result:
+    """Train or resume a run.
+
+    Raises:
+        TrainingError: it cannot start or go on; the message says what to do.
+    """
+    state = _check(config, options)
+    reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
+    try:
+        return _train(config, options, reporter, state)
+    finally:
+        reporter.close()
+
+
+def _check(config: TrainConfig, options: RunOptions) -> State | None:
+    """Refuse what cannot work before anything slow happens; returns the state to resume."""
+    folder = options.folder
+    if options.device not in ("cpu", "cuda"):
+        raise TrainingError(f"the device is {options.device!r}: choose cpu or cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("PyTorch finds no CUDA device: train with --device cpu")
+    if config.optimizer.batch % options.devices:
+        raise TrainingError(
+            f"a batch of {config.optimizer.batch} cannot be shared by {options.devices} devices"
+        )
+    if not options.resume:
+        if has_state(folder):
+            raise TrainingError(
+                f"{folder} already holds a run: continue it with --resume, or choose another folder"
+            )
+        return None
+    state, warnings = load_state(folder)
+    for warning in warnings:
+        print(f"{warning}: resuming from the state before it", flush=True)
+    changed = differences(json.loads(state["config"]), json.loads(json.dumps(config.to_dict())))
+    if changed:
+        raise TrainingError(
+            f"the run in {folder} has another configuration ({'; '.join(changed)}): resume it with "
+            "its own, or start another run with --init"
+        )
+    return state
+
+
+def _train(
+    config: TrainConfig, options: RunOptions, reporter: Reporter, state: State | None
+) -> Result:
+    fabric = _fabric(config, options)
+    fabric.launch()
+    first = fabric.is_global_zero
+    say = reporter.say if first else _silence
+    _make_folder(options.folder)
+
+    store = open_photos(options.photos, config.data.side, options.cache)
+    _tell_skipped(options.photos, store, say)
+    if first:
+        _write_skipped(options.folder / "skipped.csv", store)
+    validation = None
+    if options.validation is not None:
+        validation = open_photos(options.validation, options.validation_side)
+        _tell_skipped(options.validation, validation, say)
+        validation = first_photos(validation, options.validation_limit)
+    else:
+        say("no validation folder (--val): training goes on without validation")
+
+    features = None
+    if options.feature_weights is not None:
+        features = load_feature_net(options.feature_weights)
+    _tell_missing_terms(config, features, say)
+    table = _neighbours(config, options, store, features, say=say, write=first)
+    facts = {
+        "photos": store.fingerprint,
+        "neighbours": _digest(table),
+        "features": type(features).__name__ if features is not None else None,
+        "devices": options.devices,
+        "started_from": _started_from(options, state),
+    }
+    if state is not None:
+        changed = differences(json.loads(state["facts"]), facts)
+        if changed:
+            raise TrainingError(
+                f"the run in {options.folder} was trained on other material "
+                f"({'; '.join(changed)}): give it what it had, or start another run with --init"
+            )
+
+    trainer = _trainer(
+        config=config,
+        options=options,
+        fabric=fabric,
+        store=store,
+        table=table,
+        validation=validation,
+        features=features,
+        reporter=reporter,
+        facts=facts,
+    )
+    if state is not None:
+        trainer.restore(state)
+        say(f"resuming at step {trainer.step} after {trainer.minutes:.1f} minutes")
+    elif first:
+        text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
+        (options.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return trainer.run(options.workers, resumed=state is not None)
+
+
+def _trainer(
+    *,
+    config: TrainConfig,
+    options: RunOptions,
+    fabric: Fabric,
+    store: PhotoStore,
+    table: Table,
+    validation: PhotoStore | None,
+    features: FeatureNet | None,
+    reporter: Reporter,
+    facts: dict[str, Any],
+) -> Trainer:
+    torch.manual_seed(config.seed)
+    net = PikFix(config.network)
+    if options.init is not None and not options.resume:
+        _init(net, options.init)
+    distils = config.loss.distillation > 0 and features is not None
+    module = TrainingModule(
+        net, config, features.channels if distils and features is not None else None
+    )
+    discriminator = None
+    if config.loss.adversarial > 0 and "colorization" in config.parts:
+        discriminator = PatchDiscriminator(config.loss.discriminator_width)
+    dataset = TrainingBatches(
+        store,
+        table,
+        config.data,
+        config.optimizer.batch // options.devices,
+        config.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    validator = None
+    if validation is not None:
+        validator = Validator(
+            store=validation,
+            pool=store,
+            table=_validation_table(validation, store, features, config.data.references),
+            references=config.data.references,
+            side=options.validation_side,
+            strength=config.data.strength,
+            autocast=fabric.autocast,
+            device=fabric.device,
+        )
+    if features is not None:
+        features = features.to(fabric.device)
+    return Trainer(
+        fabric=fabric,
+        config=config,
+        budget=options.budget,
+        folder=options.folder,
+        module=module,
+        discriminator=discriminator,
+        objective=Objective(config.loss, features, discriminator),
+        dataset=dataset,
+        validator=validator,
+        reporter=reporter,
+        facts=facts,
+    )
+
+
+def _fabric(config: TrainConfig, options: RunOptions) -> Fabric:
+    strategy: Any = "auto"
+    if options.devices > 1:
+        # A term that is switched off leaves parameters without a gradient.
+        strategy = DDPStrategy(find_unused_parameters=True)
+    return Fabric(
+        accelerator=options.device,
+        devices=options.devices,
+        strategy=strategy,
+        precision="bf16-mixed" if config.optimizer.precision == "bf16" else "32-true",
+    )
+
+
+def _init(net: PikFix, path: Path) -> None:
+    """Load the weights of a checkpoint; temperature, sigma and dropout may differ."""
+    try:
+        source = load_checkpoint(path)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
+    try:
+        net.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        changed = differences(source.config.to_dict(), net.config.to_dict())
+        raise TrainingError(
+            f"{path} is of another network ({'; '.join(changed)}): use its own preset and ablations"
+        ) from error
+
+
+def _neighbours(
+    config: TrainConfig,
+    options: RunOptions,
+    store: PhotoStore,
+    features: FeatureNet | None,
+    *,
+    say: Say,
+    write: bool,
+) -> Table:
+    """The neighbour table: given, kept from the run's beginning, or made now."""
+    if options.neighbours is not None:
+        return load_table(options.neighbours, store)
+    kept = options.folder / "neighbours.npz"
+    if options.resume and kept.exists():
+        return load_table(kept, store)
+    say(f"looking for the nearest of {len(store)} photos")
+    table = nearest(descriptors(store, features), config.data.neighbours)
+    if write:
+        save_table(kept, table, store)
+    return table
+
+
+def _validation_table(
+    validation: PhotoStore, pool: PhotoStore, features: FeatureNet | None, count: int
+) -> Table:
+    """The nearest training photos of every validation photo, described together."""
+    both = descriptors([*validation, *pool], features)
+    return nearest(both[: len(validation)], count, both[len(validation) :])
+
+
+def first_photos(store: PhotoStore, count: int) -> PhotoStore:
+    """The first `count` photos of a store."""
+    if len(store) <= count:
+        return store
+    photos = [store[index] for index in range(count)]
+    return PhotoStore.of(photos, store.names[:count], store.skipped)
+
+
+def _started_from(options: RunOptions, state: State | None) -> str | None:
+    if state is not None:
+        started: str | None = json.loads(state["facts"])["started_from"]
+        return started
+    return options.init.name if options.init is not None else None
+
+
+def _digest(table: Table) -> str:
+    return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+
+
+def _tell_skipped(folder: Path, store: PhotoStore, say: Say) -> None:
+    say(f"{folder}: {len(store)} photos, {len(store.skipped)} files skipped")
+    for item in store.skipped[:_SKIPPED_SHOWN]:
+        say(f"  skipped {item.name}: {item.reason}")
+    if len(store.skipped) > _SKIPPED_SHOWN:
+        say(f"  and {len(store.skipped) - _SKIPPED_SHOWN} more, all in skipped.csv")
+
+
+def _write_skipped(path: Path, store: PhotoStore) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("file", "reason"))
+    writer.writerows((item.name, item.reason) for item in store.skipped)
+    path.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def _tell_missing_terms(config: TrainConfig, features: FeatureNet | None, say: Say) -> None:
+    if features is not None:
+        return
+    for name, used in (
+        ("perceptual", config.trains_restoration),
+        ("distillation", config.trains_color),
+    ):
+        if used and getattr(config.loss, name) > 0:
+            say(f"no feature weights (--feature-weights): the {name} term is left out")
+
+
+def _silence(_: str) -> None:
+    """Say nothing: another process speaks."""
