@@ -97,7 +97,9 @@ def canary(url: str, timeout_s: float = 10.0) -> Health:
                 return Health("healthy", seconds=time.monotonic() - start)
             return Health("unhealthy", "the server is not ready")
         inputs, output = _request(name)
-        answer = client.infer(name, inputs, client_timeout=timeout_s)
+        # Steps drop the request once nobody waits for it: canaries must not fill a busy queue.
+        deadline = {"deadline_unix_ms": int((time.time() + timeout_s) * 1000)}
+        answer = client.infer(name, inputs, client_timeout=timeout_s, parameters=deadline)
         seconds = time.monotonic() - start
         if answer.as_numpy(output) is None:
             return Health("unhealthy", f"{name} answered without {output}", seconds)

@@ -20,8 +20,8 @@ STEPS = ("decode_photo", "encode_photo", "pikfix", "pikfix_photo")
 SHM = Path("/dev/shm")
 # Each model instance opens a region of 1 MiB at its start; ten instances and room to answer.
 SHM_REQUIRED = 32 << 20
-# The largest photo's planes are in the regions of decode_photo, restore and encode_photo at
-# once: about 16 bytes per pixel and step. 512 MiB hold the planes of 8 megapixels.
+# Regions hold a photo's planes at every step and never shrink: 28 bytes per pixel were measured
+# with one photo at a time, 40 once every instance has served one. 512 MiB are 8 megapixels.
 SHM_RECOMMENDED = 512 << 20
 SHM_BYTES_PER_PIXEL = 64
 

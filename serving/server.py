@@ -26,6 +26,7 @@ from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from pikfix.serving import launcher, preflight, processes
+from pikfix.serving.arguments import Endpoint
 from pikfix.serving.errors import ServingError
 from pikfix.serving.health import Health, canary
 from pikfix.serving.supervisor import Supervisor
@@ -214,11 +215,14 @@ class RunningServer:
         with self._lock:
             if not self._finished.is_set():
                 # An instance that died would keep the shutdown waiting until its timeout.
-                code = self._end(force=force or bool(self.dead_instances()))
-                self._exit_code = 0 if code is None else code
+                force = force or bool(self.dead_instances())
+                was_running = self.is_running()
+                ended = self._end(force=force)
+                # Killed on request is no failure.
+                self._exit_code = 0 if ended is None or (force and was_running) else ended
                 self._finished.set()
         code = self._exit_code or 0
-        if self._own_log and self._problem is None:
+        if self._own_log and self._problem is None and code == 0:
             shutil.rmtree(self.log_file.parent, ignore_errors=True)
         return code
 
@@ -367,7 +371,7 @@ def start_server(
         grpc_p, http_p, metrics_p = (port or next(free) for port in chosen)
         # Before anything can mistake another server's answers for those of the new one.
         preflight.check_ports(
-            preflight.Endpoint(name, address, port, shared=False)
+            Endpoint(name, address, port, shared=False)
             for name, port in (("grpc", grpc_p), ("http", http_p), ("metrics", metrics_p))
         )
         server = RunningServer(

@@ -118,6 +118,8 @@ class Supervisor(threading.Thread):
             if now - self._progress_at > STALLED_AFTER_S:
                 return f"nothing has been finished for {STALLED_AFTER_S:.0f} s"
             return None
+        if self._cancelled.is_set():
+            return None  # a server that is being stopped refuses
         self._unhealthy += 1
         logger.warning("the server is %s: %s", health.state, health.problem)
         return health.problem if self._unhealthy >= UNHEALTHY_LIMIT else None

@@ -163,4 +163,4 @@ def test_model_without_its_second_graph_does_not_load(toy_repository, tmp_path):
     (restore / "config.pbtxt").write_text(text)
     (restore / "1/model.onnx").write_bytes((source / "1/model.onnx").read_bytes())
     with pytest.raises(ServingError, match=r"solo failed to load.*working\.onnx is missing"):
-        start_server(repository)
+        start_server(repository, log_file=tmp_path / "log")

@@ -94,8 +94,9 @@ def test_killed_server_is_started_again(identity_repository, nothing_left):
     assert nothing_left() == []
 
 
-def test_unsupervised_server_that_dies_ends_the_wait(identity_repository, nothing_left):
-    with start_server(identity_repository, supervise=False) as server:
+def test_unsupervised_server_that_dies_ends_the_wait(identity_repository, tmp_path, nothing_left):
+    log = tmp_path / "log"
+    with start_server(identity_repository, supervise=False, log_file=log) as server:
         assert server.wait(0.2) is None
         assert server.server_pid is not None
         os.kill(server.server_pid, signal.SIGKILL)
@@ -106,18 +107,25 @@ def test_unsupervised_server_that_dies_ends_the_wait(identity_repository, nothin
 
 OWNER = """
     import os, sys
+    from pathlib import Path
     from pikfix.serving.server import start_server
 
-    server = start_server(sys.argv[1])
+    server = start_server(sys.argv[1], log_file=Path(sys.argv[2]))
     print(server.server_pid, flush=True)
     os._exit(0)
 """
 
 
-def test_server_ends_with_its_owner(identity_repository, nothing_left):
+def test_server_ends_with_its_owner(identity_repository, tmp_path, nothing_left):
     """An owner that ends without a word, as a killed one does."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OWNER), str(identity_repository)],
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(OWNER),
+            str(identity_repository),
+            str(tmp_path / "log"),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -127,10 +135,10 @@ def test_server_ends_with_its_owner(identity_repository, nothing_left):
     assert until(lambda: not nothing_left(), 12), nothing_left()
 
 
-def test_model_that_cannot_load_is_one_line(identity_repository, nothing_left):
+def test_model_that_cannot_load_is_one_line(identity_repository, tmp_path, nothing_left):
     (identity_repository / "identity/1/model.py").write_text("raise RuntimeError('no luck')\n")
     with pytest.raises(ServingError, match=r"model identity failed to load: .*no luck") as error:
-        start_server(identity_repository)
+        start_server(identity_repository, log_file=tmp_path / "log")
     assert "\n" not in str(error.value)
     assert nothing_left() == []
 
@@ -144,9 +152,9 @@ def test_port_in_use_is_named(identity_repository):
             start_server(identity_repository, grpc_port=port)
 
 
-def test_not_ready_in_time(identity_repository, nothing_left):
+def test_not_ready_in_time(identity_repository, tmp_path, nothing_left):
     with pytest.raises(ServingError, match=r"not ready after 0 s; its log is /"):
-        start_server(identity_repository, ready_timeout_s=0.2)
+        start_server(identity_repository, ready_timeout_s=0.2, log_file=tmp_path / "log")
     assert nothing_left() == []
 
 

@@ -10,9 +10,10 @@ module and nothing else.
 
 Parameters in config.pbtxt, all optional. As in the native backend: `intra_op_thread_count`
 (default: cores / instances, so that instances share the machine instead of fighting for it),
-`inter_op_thread_count`, `execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, and
-`optimization.graph.level`. Of this backend alone: `tile_pixels`, `tile_halo` and `tile_align`
-(see `Tiling`), `side_multiple` (height and width of every image tensor must be a multiple).
+`inter_op_thread_count`, `execution_mode`, `enable_mem_arena` (default 0, unlike there),
+`enable_mem_pattern`, and `optimization.graph.level`. Of this backend alone: `tile_pixels`,
+`tile_halo` and `tile_align` (see `Tiling`), and `side_multiple` (height and width of every image
+tensor must be a multiple of it).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded, internal.
 """
@@ -179,13 +180,19 @@ def parameter(config: dict[str, Any], name: str, default: int) -> int:
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     """Session options from the config, by the native backend's parameter names."""
     options = ort.SessionOptions()
-    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    # A group with GPUs has its count of instances on each of them.
+    instances = sum(
+        int(group.get("count", 1)) * max(1, len(group.get("gpus", [])))
+        for group in config.get("instance_group", [])
+    )
     threads = parameter(config, "intra_op_thread_count", 0)
     options.intra_op_num_threads = threads or max(1, available_cores() // max(1, instances))
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count", 0)
     if parameter(config, "execution_mode", 0) == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    options.enable_cpu_mem_arena = parameter(config, "enable_mem_arena", 1) == 1
+    # The arena keeps the power of two above the largest photo's need for good; malloc returns it,
+    # at the same speed for operators as heavy as convolutions.
+    options.enable_cpu_mem_arena = parameter(config, "enable_mem_arena", 0) == 1
     options.enable_mem_pattern = parameter(config, "enable_mem_pattern", 1) == 1
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
     options.graph_optimization_level = {
@@ -199,14 +206,13 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
 
 
 def providers(kind: str, device_id: int) -> list[Any]:
-    """Execution providers of an instance; the python backend leaves the choice to the model."""
-    if kind != "GPU":
+    """Execution providers of an instance; the python backend leaves the choice to the model.
+
+    Triton turns an instance group without a kind into a GPU one wherever it sees a GPU, so a
+    CPU build of onnxruntime there is the ordinary case and runs on the CPU.
+    """
+    if kind != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
         return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise ValueError(
-            "the config asks for a GPU and this onnxruntime has none; install onnxruntime-gpu "
-            "or export with --device cpu"
-        )
     return [("CUDAExecutionProvider", {"device_id": device_id}), "CPUExecutionProvider"]
 
 
@@ -225,8 +231,9 @@ class Network:
         path = version_dir / (config.get("default_model_filename") or "model.onnx")
         self._providers = providers(kind, device_id)
         self._session = self._open(path)
-        self._arena = f"gpu:{device_id}" if kind == "GPU" else "cpu:0"
-        self._uses_arena = self.options.enable_cpu_mem_arena
+        self.on_gpu = len(self._providers) > 1
+        self._arena = f"gpu:{device_id}" if self.on_gpu else "cpu:0"
+        self._uses_arena = self.options.enable_cpu_mem_arena or self.on_gpu
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
         self.tiling: Tiling | None = None
@@ -329,6 +336,11 @@ class TritonPythonModel:
                 raise ValueError(
                     f"the config's {role} {unknown} is not in the model; it has {there}"
                 )
+        if args["model_instance_kind"] == "GPU" and not self._network.on_gpu:
+            pb_utils.Logger.log_warn(
+                f"{args['model_instance_name']}: this onnxruntime has no GPU support; running on "
+                "the CPU (install onnxruntime-gpu for the GPU)"
+            )
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: onnxruntime {ort.__version__}, "
             f"{self._network.options.intra_op_num_threads} threads, tiling {self._network.tiling}"
