@@ -44,7 +44,7 @@ def ssim(picture: Tensor, truth: Tensor) -> float:
     """
     _check_pair(picture, truth)
     value = structural_similarity_index_measure(
-        picture[None].double(), truth[None].double(), data_range=1.0, sigma=1.5, kernel_size=11
+        picture[None].float(), truth[None].float(), data_range=1.0, sigma=1.5, kernel_size=11
     )
     if not isinstance(value, Tensor):  # a pair only where a full map was asked for
         raise TypeError("SSIM returned a map")

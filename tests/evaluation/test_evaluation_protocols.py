@@ -1,0 +1,267 @@
+"""The four protocols with networks whose results are known, and what is reported of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from skimage import color, data
+
+from pikfix.evaluation.choosers import LuminanceChooser
+from pikfix.evaluation.errors import EvaluationError
+from pikfix.evaluation.metrics import psnr
+from pikfix.evaluation.pictures import (
+    SiblingRange,
+    centre_crop,
+    compose,
+    find_pictures,
+    load_resized,
+    sibling,
+    split_lab,
+)
+from pikfix.evaluation.protocols import PROTOCOLS, evaluate
+from pikfix.evaluation.report import table, write_json, write_sheet
+from pikfix.networks import PikFix, PikFixConfig
+
+
+def damage(luminance, rng):
+    noise = rng.normal(0, 0.1, luminance.shape).astype(np.float32)
+    return np.clip(luminance + noise, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def chooser(references):
+    return LuminanceChooser(find_pictures(references))
+
+
+@pytest.fixture
+def run(photos, chooser, model):
+    def call(protocol, model=model, **options):
+        settings = {"choose": chooser, "degrade": damage, "references": 2, **options}
+        return evaluate(model, settings.pop("files", find_pictures(photos)), protocol, **settings)
+
+    return call
+
+
+def test_colorize_without_colour_equals_the_grey_photo(run, colourless):
+    result = run("colorize", colourless)
+    assert result.means["model"] == result.means["model_one_reference"]
+    assert result.means["model"]["psnr"] == pytest.approx(result.means["grey"]["psnr"])
+    assert result.means["model"]["colourfulness"] < 0.3
+    assert result.means["truth"]["colourfulness"] > 20
+
+
+def test_grey_figures_against_skimage(run, photos):
+    row = next(r for r in run("colorize").photos if r["photo"] == "astronaut.png")
+    pixels = np.asarray(Image.open(photos / "astronaut.png").resize((256, 256), 3)) / 255
+    lab = color.rgb2lab(pixels)
+    lab[..., 1:] = 0
+    error = np.mean((color.lab2rgb(lab) - pixels) ** 2)
+    assert row["grey"]["psnr"] == pytest.approx(-10 * np.log10(error), abs=0.01)
+
+
+def test_colorize_gives_the_references_asked_for(run, model):
+    result = run("colorize", references=2)
+    assert model.reference_counts == [2, 1] * 3
+    assert {r["photo"]: len(r["references"]) for r in result.photos}["chelsea.png"] == 2
+    assert result.means["model"] != result.means["model_one_reference"]
+
+
+def test_a_photo_is_never_its_own_reference(run, photos, chooser):
+    rows = {r["photo"]: r["references"] for r in run("colorize", references=9).photos}
+    assert "copy_of_astronaut.png" not in rows["astronaut.png"]
+    assert "copy_of_astronaut.png" in rows["chelsea.png"]
+    pool = LuminanceChooser(find_pictures(photos))
+    rows = {r["photo"]: r["references"] for r in run("colorize", choose=pool).photos}
+    assert all(photo not in names for photo, names in rows.items())
+
+
+def test_the_chooser_finds_a_copy_first_and_names_what_it_leaves_out(chooser, photos):
+    luminance, _ = split_lab(centre_crop(load_resized(photos / "astronaut.png")))
+    ranked = chooser(luminance[None], photos / "no such file.png")
+    assert ranked[0].name == "copy_of_astronaut.png"
+    assert {p.name for p in chooser.skipped} == {"camera.png", "broken.jpg"}
+
+
+def test_sibling_colours_beat_the_grey_photo(run):
+    result = run("sibling")
+    assert result.means["model"]["ciede2000"] < result.means["grey"]["ciede2000"]
+    assert result.to_dict()["references"] == 1
+
+
+def test_restore_of_an_identity_equals_the_input(run):
+    result = run("restore")
+    assert result.means["model"] == result.means["input"]
+    assert result.means["model"]["psnr"] == pytest.approx(20.5, abs=1)  # sigma 0.1, clipped
+    assert result.means["clean_input"]["psnr"] > 90
+    assert "grey" not in result.means
+
+
+def test_restore_measures_the_restoration(run, model):
+    model.restoration = lambda luminance: luminance * 0
+    result = run("restore")
+    assert result.means["model"]["psnr"] < result.means["input"]["psnr"]
+    assert result.means["clean_input"]["psnr"] < 20
+
+
+def test_full_restores_before_it_colours(run, colourless):
+    result = run("full", colourless)
+    assert result.means["model"]["psnr"] == pytest.approx(result.means["input"]["psnr"])
+    clean = run("colorize", colourless)
+    assert result.means["model"]["psnr"] < clean.means["model"]["psnr"] - 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_seed_decides_and_order_does_not(run, photos, protocol):
+    first = run(protocol).to_dict()
+    assert run(protocol).to_dict() == first
+    last = find_pictures(photos)[-1]
+    alone = run(protocol, files=[last]).photos[0]
+    assert alone == first["photos"][-1]
+    other = run(protocol, seed=1).to_dict()
+    random = protocol != "colorize"
+    assert (other["photos"] != first["photos"]) == random
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_json_table_and_sheet(run, tmp_path, protocol):
+    result = run(protocol, sheet_rows=2, checkpoint="weights.safetensors")
+    write_json(result, tmp_path / "new" / "figures.json")
+    figures = json.loads((tmp_path / "new" / "figures.json").read_text())
+    assert figures["protocol"] == protocol
+    assert figures["count"] == len(figures["photos"]) == 3
+    assert figures["checkpoint"] == "weights.safetensors"
+    for system in ("model", "grey", "histogram_match", "input"):
+        assert system in figures
+        if figures[system] is not None:
+            each = [row[system]["psnr"] for row in figures["photos"]]
+            assert figures[system]["psnr"] == pytest.approx(np.mean(each))
+    assert (figures["input"] is None) == (protocol in ("colorize", "sibling"))
+    assert (figures["grey"] is None) == (protocol == "restore")
+
+    console = Console(width=120, record=True)
+    console.print(table(result))
+    shown = console.export_text()
+    assert protocol in shown
+    assert f"{figures['model']['psnr']:.2f}" in shown
+
+    write_sheet(result, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 2 * 192
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_sheet_without_pictures_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="sheet_rows"):
+        write_sheet(run("restore"), tmp_path / "sheet.png")
+
+
+def test_unreadable_photos_are_named_and_left_out(run, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8 not a photo")
+    result = run("restore", files=[bad, *find_pictures(photos)])
+    assert len(result.photos) == 3
+    assert result.skipped[0]["photo"] == "bad.jpg"
+    assert "bad.jpg" in result.skipped[0]["reason"]
+    with pytest.raises(EvaluationError, match=r"no photo could be evaluated.*bad\.jpg"):
+        run("restore", files=[bad])
+
+
+def test_what_cannot_be_run_is_refused(model, photos, tmp_path):
+    files = find_pictures(photos)
+    with pytest.raises(ValueError, match="unknown protocol"):
+        evaluate(model, files, "colourise")
+    with pytest.raises(ValueError, match="needs references"):
+        evaluate(model, files, "colorize")
+    with pytest.raises(ValueError, match="needs damaged photos"):
+        evaluate(model, files, "restore")
+    with pytest.raises(EvaluationError, match="no photos in"):
+        find_pictures(tmp_path)
+    with pytest.raises(EvaluationError, match="not a folder"):
+        find_pictures(tmp_path / "missing")
+    with pytest.raises(EvaluationError, match="no usable reference"):
+        LuminanceChooser([])
+    (tmp_path / "only.png").write_bytes(files[0].read_bytes())
+    pool = LuminanceChooser([tmp_path / "only.png"])
+    with pytest.raises(EvaluationError, match="no reference for"):
+        evaluate(model, files[:1], "colorize", choose=pool)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (17, 90), (256, 256)])
+def test_photos_of_any_size_become_the_same_crop(tmp_path, width, height):
+    Image.fromarray(data.astronaut()).resize((width, height)).save(tmp_path / "a.png")
+    photo = load_resized(tmp_path / "a.png")
+    assert min(photo.shape[1:]) == 256
+    assert centre_crop(photo).shape == (3, 256, 256)
+
+
+def test_photos_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(data.coffee()).save(tmp_path / "a.jpg", exif=exif)
+    photo = load_resized(tmp_path / "a.jpg")
+    assert photo.shape[1] > photo.shape[2]
+
+
+def test_compose_and_split_invert_each_other(photos):
+    truth = centre_crop(load_resized(photos / "coffee.png"))
+    luminance, ab = split_lab(truth)
+    assert psnr(compose(luminance, ab), truth) > 70
+    small = torch.nn.functional.avg_pool2d(ab, 2)
+    assert psnr(compose(luminance, small), truth) > 30
+
+
+def test_a_sibling_without_freedom_is_the_crop(photos):
+    photo = centre_crop(load_resized(photos / "coffee.png"))
+    still = SiblingRange(
+        crop=(1.0, 1.0),
+        rotation=0,
+        scale=(1.0, 1.0),
+        shear=0,
+        shift=0,
+        hue=0,
+        saturation=(1.0, 1.0),
+        contrast=(1.0, 1.0),
+    )
+    assert psnr(sibling(photo, np.random.default_rng(0), still), photo) > 70
+
+
+def test_a_sibling_has_the_photos_colours_elsewhere(photos):
+    photo = load_resized(photos / "chelsea.png")
+    other = sibling(photo, np.random.default_rng(0))
+    assert other.shape == (3, 256, 256)
+    assert psnr(other, centre_crop(photo)) < 30
+    difference = split_lab(other)[1].mean((1, 2)) - split_lab(photo)[1].mean((1, 2))
+    assert difference.abs().max() * 110 < 10
+
+
+def test_the_real_network(run, photos):
+    torch.manual_seed(0)
+    config = PikFixConfig(
+        restoration_channels=4,
+        restoration_growth=4,
+        restoration_blocks=1,
+        restoration_units=1,
+        backbone_blocks=(1, 1, 1, 1),
+        backbone_width=8,
+        adapter_channels=8,
+        feature_channels=8,
+        bins=4,
+        stem_channels=8,
+        encoder_units=(1, 1, 1, 1),
+        growth=4,
+        bottleneck=8,
+        fusion_units=1,
+        decoder_channels=(8, 8, 8, 8, 8),
+        decoder_units=(1, 1, 1, 1, 1),
+    )
+    network = PikFix(config).eval()
+    for weights in network.colorization.parameters():  # its output starts at zero
+        torch.nn.init.normal_(weights, std=0.1)
+    result = run("full", network, files=find_pictures(photos)[:1], references=2)
+    assert 3 < result.means["model"]["psnr"] < 60
+    assert result.means["model"] != result.means["grey"]
