@@ -141,7 +141,8 @@ def _degrade(job: Job, rng: np.random.Generator, config: DegradationConfig, *, m
 
 
 def _bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return np.rint(values * np.float32(255)).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.rint(values * np.float32(255)).astype(np.uint8)
+    return pixels
 
 
 def _mask_path(job: Job) -> Path:

@@ -106,14 +106,15 @@ def _grow_crack(
 def cracks(height: int, width: int, rng: np.random.Generator, scale: Scale) -> list[Layer]:
     """Branching cracks of the emulsion, bright with a thin shadow beside them."""
     canvas = LineCanvas(height, width)
+    size = np.array([width, height], dtype=np.float64)
     for _ in range(1 + rng.poisson(1.5 * _density(height, width, scale))):
         if rng.random() < 0.6:  # from the border, where prints are bent
             side = rng.integers(4)
             t = rng.uniform(0.0, 1.0)
-            start = np.array([(t, 0.0), (1.0, t), (t, 1.0), (0.0, t)][side]) * (width, height)
+            start = np.array([(t, 0.0), (1.0, t), (t, 1.0), (0.0, t)][side]) * size
             angle = [0.5, 1.0, -0.5, 0.0][side] * np.pi + rng.uniform(-0.9, 0.9)
         else:
-            start = rng.uniform(0.0, 1.0, 2) * (width, height)
+            start = rng.uniform(0.0, 1.0, 2) * np.array([width, height], dtype=np.float64)
             angle = rng.uniform(-np.pi, np.pi)
         length = rng.uniform(25.0, 170.0) * scale.pixels
         thickness = rng.uniform(0.6, 2.2) * scale.pixels
@@ -172,7 +173,7 @@ def scratches(height: int, width: int, rng: np.random.Generator, scale: Scale) -
         for _ in range(count):
             angle = main + rng.normal(0.0, spread)
             length = _length(rng, height, width)
-            middle = rng.uniform(0.0, 1.0, 2) * (width, height)
+            middle = rng.uniform(0.0, 1.0, 2) * np.array([width, height], dtype=np.float64)
             half = 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
             line = jagged_line(rng, (middle - half).tolist(), (middle + half).tolist(), 0.008, 4)
             thickness = min(rng.gamma(2.0, 0.4) + 0.25, 2.5) * scale.pixels
@@ -221,7 +222,7 @@ def _fibre(rng: np.random.Generator, width: int, height: int, pixels: float) -> 
     rotation = rng.uniform(0.0, 2 * np.pi)
     cos, sin = np.cos(rotation), np.sin(rotation)
     path = np.cumsum(steps @ np.array([[cos, -sin], [sin, cos]]), axis=0)
-    start = rng.uniform(0.0, 1.0, 2) * (width, height)
+    start = rng.uniform(0.0, 1.0, 2) * np.array([width, height], dtype=np.float64)
     return np.asarray(start + path * rng.uniform(0.6, 2.2) * pixels)
 
 
@@ -337,7 +338,7 @@ def holes(height: int, width: int, rng: np.random.Generator, scale: Scale) -> li
         for _ in range(1 + rng.poisson(1.2 * scale.strength)):
             n = int(rng.integers(5, 9))
             radius = min(rng.uniform(3.0, 8.0) + rng.exponential(7.0), 34.0) * scale.pixels
-            centre = rng.uniform(0.0, 1.0, 2) * (width, height)
+            centre = rng.uniform(0.0, 1.0, 2) * np.array([width, height], dtype=np.float64)
             canvas.polygon(_ragged(rng, _blob(rng, centre, radius, n)))
 
     return [Layer(drawn(height, width, draw))]
@@ -354,20 +355,23 @@ def torn_edges(height: int, width: int, rng: np.random.Generator, scale: Scale) 
             across, down = rng.uniform(0.06, 0.3, 2)
             if rng.random() < 0.65:  # a corner
                 line = jagged_line(rng, (across, 0.0), (0.0, down), 0.09, 6)
-                shape = np.vstack([line, [(-0.2, down), (-0.2, -0.2), (across, -0.2)]])
+                outside = np.array([(-0.2, down), (-0.2, -0.2), (across, -0.2)])
+                shape: Points = np.vstack([line, outside])
             else:  # a bite out of one side
                 middle, half = rng.uniform(0.2, 0.8), across / 2
                 bottom = (middle + rng.uniform(-half, half), down / 3)
                 left = jagged_line(rng, (middle - half, 0.0), bottom, 0.09, 5)
                 right = jagged_line(rng, bottom, (middle + half, 0.0), 0.09, 5)
-                shape = np.vstack([left, right, [(middle + half, -0.2), (middle - half, -0.2)]])
+                outside = np.array([(middle + half, -0.2), (middle - half, -0.2)])
+                shape = np.vstack([left, right, outside])
                 if rng.random() < 0.5:
                     shape = shape[:, ::-1]
             if rng.random() < 0.5:
                 shape[:, 0] = 1.0 - shape[:, 0]
             if rng.random() < 0.5:
                 shape[:, 1] = 1.0 - shape[:, 1]
-            canvas.polygon(shape * (width, height))
+            outline: Points = shape * np.array([width, height], dtype=np.float64)
+            canvas.polygon(outline)
 
     return [Layer(drawn(height, width, draw))]
 

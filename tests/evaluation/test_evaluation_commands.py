@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -76,7 +75,9 @@ def test_evaluate_prints_a_table_and_writes_its_files(
         (["--protocol", "restore", "--device", "cuda"], 1, "--device cpu"),
     ],
 )
-def test_evaluate_says_what_is_wrong(call, checkpoint, photos, words, code, message):
+def test_evaluate_says_what_is_wrong(  # noqa: PLR0917 - fixtures and a case
+    call, checkpoint, photos, words, code, message
+):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     got, _, err = call("evaluate", checkpoint, "--photos", photos, *words)
@@ -144,7 +145,7 @@ def test_degrade_names_what_it_cannot_read_and_goes_on(call, photos, tmp_path):
     assert code == 1
     assert "bad.jpg" in err
     assert "9 x 40" in err
-    assert sorted(os.listdir(tmp_path / "out")) == ["good.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
     rows = {row["photo"].rpartition("/")[2]: row for row in map(json.loads, out.splitlines())}
     assert rows["bad.jpg"]["result"] is None
     assert rows["good.png"]["result"] is not None
