@@ -1,0 +1,192 @@
+"""A library of references: opened once, it ranks its pictures for any photo.
+
+Two stages: the index of global statistics gives a shortlist, whose features alone are read and
+scored by texture and structure (Pik-Fix, Xu et al., WACV 2023, sec. 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pikfix.references import fingerprint
+from pikfix.references.backbone import Backbone, load_backbone
+from pikfix.references.errors import LibraryError
+from pikfix.references.manifest import Entry, Manifest, read_manifest
+from pikfix.references.pictures import Picture
+from pikfix.references.scoring import Layout, Weights, pool_features, score
+from pikfix.references.segments import Features, gather, open_segment
+from pikfix.references.shortlist import Shortlist
+
+SHORTLIST = 200
+"""Candidates that texture and structure are computed for."""
+DEFAULT_COUNT = 3
+"""References that a photo gets at once where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A reference for a photo.
+
+    Attributes:
+        name: path relative to the folder of pictures.
+        path: the picture file.
+        score: texture + structure, at most 1.
+        texture: its weighted share, sum of alpha T.
+        structure: its weighted share, sum of beta S.
+    """
+
+    name: str
+    path: Path
+    score: float
+    texture: float
+    structure: float
+
+
+class Library:
+    """An opened library. Safe to read while it is being built anew; it stays what it was.
+
+    Args:
+        path: its folder.
+        weights: of texture and structure; even ones where None.
+
+    Raises:
+        LibraryError: it is missing, damaged, of another version or with another backbone.
+    """
+
+    def __init__(self, path: Path, weights: Weights | None = None) -> None:
+        self.path = path
+        try:
+            self._load(read_manifest(path))
+        except FileNotFoundError:
+            # A build may just have replaced what the manifest named.
+            try:
+                self._load(read_manifest(path))
+            except FileNotFoundError as error:
+                raise LibraryError(
+                    f"{error.filename} is missing: build the library again"
+                ) from error
+        self.weights = weights or Weights.even(len(self.layout.levels))
+        if len(self.weights.alpha) != len(self.layout.levels):
+            raise LibraryError(
+                f"{len(self.weights.alpha)} weights were given, the library's backbone "
+                f"has {len(self.layout.levels)} levels"
+            )
+
+    def _load(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.layout = Layout(manifest.levels)
+        self._segments = [open_segment(self.path / name, self.layout) for name in manifest.segments]
+        for entry in manifest.entries:
+            if entry.row >= len(self._segments[entry.segment].means):
+                raise LibraryError(
+                    f"{self.path}: the features of {entry.name} are missing: build it again"
+                )
+        self._shortlist = Shortlist.load(self.path / manifest.index)
+        if len(self._shortlist) != len(manifest.entries):
+            raise LibraryError(
+                f"{self.path / manifest.index} does not fit the library: build it again"
+            )
+        self.backbone = open_backbone(self.path, manifest)
+        self.pictures = manifest.folder(self.path)
+
+    def __len__(self) -> int:
+        """Number of usable pictures."""
+        return len(self.manifest.entries)
+
+    @property
+    def threshold(self) -> float:
+        """Score that the best reference should have; where none has it, none suits."""
+        return self.manifest.threshold
+
+    def rank(
+        self,
+        picture: Picture,
+        top: int = DEFAULT_COUNT,
+        *,
+        shortlist: int = SHORTLIST,
+        copies: bool = False,
+    ) -> list[Match]:
+        """Rank the library for a photo, the best first.
+
+        Args:
+            picture: the photo, reduced; only its luminance counts.
+            top: how many to return at most.
+            shortlist: candidates to score.
+            copies: keep copies of the photo itself among the result.
+
+        Raises:
+            LibraryError: pictures were found, but none of their files exists any more.
+        """
+        photo = describe(self.backbone, picture)
+        found = self.score_rows(photo, picture, max(shortlist, top), copies=copies)
+        matches: list[Match] = []
+        missing = 0
+        for entry, texture, structure in found:
+            path = self.pictures / entry.name
+            if not path.is_file():
+                missing += 1
+                continue
+            total = texture + structure
+            matches.append(Match(entry.name, path, total, texture, structure))
+            if len(matches) == top:
+                break
+        if missing and not matches:
+            raise LibraryError(
+                f"none of the library's pictures is in {self.pictures} any more: put them back, "
+                "or build the library again"
+            )
+        return matches
+
+    def score_rows(
+        self,
+        photo: tuple[Tensor, Tensor],
+        picture: Picture,
+        shortlist: int,
+        *,
+        copies: bool = False,
+    ) -> list[tuple[Entry, float, float]]:
+        """Score a shortlist: entries with texture and structure, the best first."""
+        numbers = self._shortlist.search(self.layout, photo, shortlist)
+        entries: Sequence[Entry] = [self.manifest.entries[number] for number in numbers]
+        features: Features = gather(self._segments, entries)
+        candidates = (torch.from_numpy(features.means), torch.from_numpy(features.maps))
+        texture, structure = score(self.layout, self.weights, photo, candidates)
+        own = fingerprint.orientations(fingerprint.fingerprint(picture.luminance))
+        distance = fingerprint.distances(own, features.fingerprints)
+        order = torch.argsort(texture + structure, descending=True, stable=True).tolist()
+        return [
+            (entries[i], float(texture[i]), float(structure[i]))
+            for i in order
+            if copies or distance[i] > fingerprint.COPY_DISTANCE
+        ]
+
+
+def describe(backbone: Backbone, picture: Picture) -> tuple[Tensor, Tensor]:
+    """Means `[C]` and maps `[V]` of a picture."""
+    luminance = torch.from_numpy(picture.luminance)[None, None]
+    _, means, maps = pool_features(backbone(luminance))
+    return means[0], maps[0]
+
+
+def open_backbone(path: Path, manifest: Manifest) -> Backbone:
+    """Load the backbone a library was built with.
+
+    Raises:
+        FileNotFoundError: its file is missing.
+        LibraryError: its file is damaged, or holds other weights than the library was built with.
+    """
+    file = path / manifest.backbone_file
+    if not file.is_file():
+        raise FileNotFoundError(2, "No such file or directory", str(file))
+    backbone = load_backbone(file)
+    if backbone.digest != manifest.backbone_digest:
+        raise LibraryError(
+            f"{file} is another backbone ({backbone.digest[:12]}) than the library was built with "
+            f"({manifest.backbone_digest[:12]}): build it again with --rebuild"
+        )
+    return backbone
