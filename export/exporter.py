@@ -119,7 +119,7 @@ def _describe(checkpoint: Path, model: PikFix) -> dict[str, Any]:
         "file": checkpoint.name,
         "sha256": _sha256(checkpoint),
         "preset": model.config.name,
-        "config": model.config.to_dict(),
+        "config": json.loads(stored["config"]),
         "metadata": {
             key: _maybe_json(value)
             for key, value in stored.items()

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ from pikfix.photos import write_atomically
 MANIFEST = "manifest.json"
 _KEPT_VERSIONS = 2
 """The new version and the one before it, to go back to."""
+
+_SOURCE = Path(__file__).resolve().parent.parent / "model_repository"
+"""Where the python steps are, in a checkout and in an installed package alike."""
 
 _STAGING_PREFIX = ".pikfix-export-"
 
@@ -138,12 +140,11 @@ def write_fixed_configs(repository: Path, configs: dict[str, pb.ModelConfig]) ->
 
 
 def _lay_fixed_models(repository: Path, configs: dict[str, pb.ModelConfig]) -> None:
-    source = resources.files("pikfix.model_repository")
     repository.mkdir(exist_ok=True)
     for step in PYTHON_STEPS:
         version = repository / step / "1"
         version.mkdir(parents=True, exist_ok=True)
-        _write(version / "model.py", (source / step / "1" / "model.py").read_text())
+        _write(version / "model.py", (_SOURCE / step / "1" / "model.py").read_text())
     for ensemble in ENSEMBLES:
         # Triton wants a version folder even where there is nothing to put into it.
         (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)

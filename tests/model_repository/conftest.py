@@ -124,7 +124,7 @@ def backend(monkeypatch):
 class Step:
     """A model of the repository, loaded and initialized with configuration parameters."""
 
-    def __init__(self, name, version="1", **parameters):
+    def __init__(self, name, repository=REPOSITORY, **parameters):
         path = REPOSITORY / name / "1" / "model.py"
         spec = importlib.util.spec_from_file_location(f"step_{name}", path)
         module = importlib.util.module_from_spec(spec)
@@ -136,7 +136,12 @@ class Step:
         self.module = module
         self.model = module.TritonPythonModel()
         self.model.initialize(
-            {"model_config": json.dumps(config), "model_name": name, "model_version": version}
+            {
+                "model_config": json.dumps(config),
+                "model_name": name,
+                "model_version": "1",
+                "model_repository": str(repository / name),
+            }
         )
 
     def run(self, *requests):

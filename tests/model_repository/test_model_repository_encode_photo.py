@@ -12,15 +12,14 @@ from PIL import Image
 from skimage import color as sk
 from skimage import data
 
-from pikfix.photos import PhotoError, lab_planes
-from pikfix.photos.steps import Options, Reference, take_notes
+from pikfix.photos import lab_planes
 
 BOUND = 0.3  # of L, see pikfix.photos.color.compose
 
 
 @pytest.fixture
-def steps(load):
-    return load("decode_photo"), load("encode_photo", model_version="pikfix-7")
+def steps(load, tmp_path):
+    return load("decode_photo"), load("encode_photo", repository=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_report(steps, text, save, reference):
         "references": [{"source": "request", "name": None, "score": None, "share": None}],
         "colorized": True,
         "mean_confidence": 0.5,
-        "model_version": "pikfix-7",
+        "model_version": "unknown",
         "warnings": [],
     }
     assert list(seconds) == ["decode_photo", "networks", "encode_photo"]
@@ -259,78 +258,8 @@ def test_report_without_confidences(steps, text, save, reference):
     assert opened(answer)[1]["mean_confidence"] is None
 
 
-def test_model_version_is_the_servers_where_the_configuration_has_none(load):
-    assert load("encode_photo", version="3").model.model_version == "3"
-
-
-@pytest.fixture
-def request_of(steps, text, save, reference):
-    def build():
-        (decoded,) = steps[0].run(
-            {"photo": text([save(data.camera()[:40, :50])]), "reference": text([save(reference)])}
-        )
-        ab = np.zeros((1, 2, 32, 64), np.float32)
-        return {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
-
-    return build
-
-
-@pytest.mark.parametrize("name", ["restored_l", "ab", "confidence_3"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers(steps, request_of, name, value):
-    request = request_of()
-    request |= confidences(request)
-    request[name] = request[name].copy()
-    request[name][0, 0, 3, 3] = value
-    (answer,) = steps[1].run(request)
-    assert f"{name} holds NaN or infinite values" in refusal(answer, "bad_tensor")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("restored_l", (1, 3, 64, 64)),
-        ("restored_l", (1, 64, 64)),
-        ("restored_l", (1, 1, 0, 64)),
-        ("restored_l", (1, 1, 32, 32)),  # smaller than the photo
-        ("restored_l", (2, 1, 64, 64)),
-        ("ab", (1, 1, 64, 64)),
-        ("ab", (2, 2, 64, 64)),
-        ("confidence_1", (2, 1, 8, 8)),
-    ],
-)
-def test_wrong_shapes(steps, request_of, name, shape):
-    (answer,) = steps[1].run({**request_of(), name: np.zeros(shape, np.float32)})
-    refusal(answer, "bad_tensor")
-
-
-@pytest.mark.parametrize("name", ["restored_l", "ab", "photo_info"])
-def test_missing_inputs(steps, request_of, name):
-    request = request_of()
-    del request[name]
-    (answer,) = steps[1].run(request)
-    refusal(answer, "bad_tensor")
-
-
-def test_foreign_notes(steps, request_of, text):
-    answers = steps[1].run({**request_of(), "photo_info": text([b"{}"])}, request_of())
-    assert "photo_info is not what decode_photo writes" in refusal(answers[0], "bad_tensor")
-    assert opened(answers[1])[0].size == (50, 40)
-
-
-def test_deadline(steps, request_of):
-    answers = steps[1].run(
-        {**request_of(), "parameters": {"deadline_unix_ms": int(time.time() * 1000) - 5}},
-        {**request_of(), "parameters": {"deadline_unix_ms": int(time.time() * 1000) + 60_000}},
-    )
-    refusal(answers[0], "deadline_exceeded", kind="CANCELLED")
-    assert opened(answers[1])[0].size == (50, 40)
-
-
-def test_notes_and_options_of_the_step_are_the_packages(reference):
-    """A long side that WebP cannot hold is refused before any network has run."""
-    from pikfix.photos import Photo
-
-    photo = Photo(np.zeros((1, 20_000), np.uint8), "webp", "L", 8)
-    with pytest.raises(PhotoError, match="webp holds at most"):
-        take_notes(photo, Options(), [Reference(reference)], library=False)
+def test_report_names_the_exported_checkpoint(load, tmp_path):
+    assert load("encode_photo", repository=tmp_path).model.model_version == "unknown"
+    checkpoint = {"preset": "compact", "sha256": "1f0c5e7a99"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"checkpoint": checkpoint}))
+    assert load("encode_photo", repository=tmp_path).model.model_version == "compact-1f0c5e7a"

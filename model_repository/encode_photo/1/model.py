@@ -8,7 +8,7 @@ Inputs, with a batch dimension B:
 Outputs:
     result  BYTES [B, 1]   encoded pictures of the photos' own sizes
     report  BYTES [B, 1]   JSON objects
-Configuration parameter, optional: model_version, the networks' version for the report.
+The report names the networks by the manifest that export writes into the repository.
 
 A request that fails answers ``[encode_photo] code: message``; others of its batch go on.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from pikfix.photos import (
 )
 from pikfix.photos.encode import holds_deep
 from pikfix.photos.responses import respond
-from pikfix.photos.steps import PhotoNotes, check_deadline, config_value
+from pikfix.photos.steps import PhotoNotes, check_deadline
 
 STEP = "encode_photo"
 CONFIDENCES = tuple(f"confidence_{level}" for level in range(1, 5))
@@ -44,9 +45,8 @@ class TritonPythonModel:
     """The step as the server's python backend runs it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the configuration."""
-        parameters = json.loads(args["model_config"]).get("parameters", {})
-        self.model_version = config_value(parameters, "model_version", str(args["model_version"]))
+        """Read which networks the repository holds."""
+        self.model_version = _model_version(Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
@@ -124,6 +124,15 @@ class TritonPythonModel:
             "model_version": self.model_version,
             "warnings": [*notes.warnings, *warnings],
         }
+
+
+def _model_version(repository: Path) -> str:
+    """Preset and hash of the exported checkpoint, such as "compact-1f0c5e7a"."""
+    try:
+        checkpoint = json.loads((repository / "manifest.json").read_text())["checkpoint"]
+        return f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}"
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 def _mean_confidence(

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pikfix.export import Manifest, export_checkpoint
+from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network of the paper's layout with seeded weights that change their input."""
+    torch.manual_seed(0)
+    config = PikFixConfig(
+        name="tiny",
+        restoration_channels=8,
+        restoration_growth=4,
+        backbone_blocks=(1, 1, 1, 1),
+        backbone_width=8,
+        adapter_channels=8,
+        feature_channels=16,
+        bins=8,
+        stem_channels=8,
+        encoder_units=(2, 2, 2, 2),
+        growth=4,
+        bottleneck=8,
+        fusion_units=2,
+        decoder_channels=(16, 16, 8, 8, 8),
+        decoder_units=(1, 1, 1, 1, 1),
+    )
+    model = PikFix(config)
+    for layer in (model.restoration.output, model.colorization.output):
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_checkpoint(model, path, {"steps": "0"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """A repository filled from the tiny checkpoint, and its manifest."""
+    repository = tmp_path_factory.mktemp("export") / "model_repository"
+    return repository, export_checkpoint(checkpoint, repository)

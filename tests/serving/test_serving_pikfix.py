@@ -1,0 +1,230 @@
+"""The exported networks behind a real tritonserver, called as a stranger would call them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.color
+import skimage.data
+import torch
+from PIL import Image
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from pikfix.client import PikFixClient
+from pikfix.export import Manifest
+from pikfix.networks import PikFix, load_checkpoint
+from pikfix.serving.server import RunningServer, start_server
+
+pytestmark = pytest.mark.serving
+
+
+@pytest.fixture(scope="module")
+def server(exported: tuple[Path, Manifest]) -> Iterator[RunningServer]:
+    with start_server(exported[0]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def triton(server: RunningServer) -> Iterator[grpc.InferenceServerClient]:
+    """NVIDIA's own client: nothing of ours takes part."""
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> PikFix:
+    return load_checkpoint(checkpoint)
+
+
+def tensor(name: str, values: np.ndarray) -> grpc.InferInput:
+    kind = "BYTES" if values.dtype == object else "FP32"
+    made = grpc.InferInput(name, list(values.shape), kind)
+    made.set_data_from_numpy(values)
+    return made
+
+
+def files(*data: bytes) -> np.ndarray:
+    return np.array([list(data)], dtype=object)
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut()).resize((width, height)).convert("L")
+
+
+def reference() -> bytes:
+    return encoded(Image.fromarray(skimage.data.coffee()))
+
+
+def test_every_model_is_ready(triton: grpc.InferenceServerClient) -> None:
+    index = triton.get_model_repository_index(as_json=True)["models"]
+    assert {entry["name"]: entry["state"] for entry in index} == dict.fromkeys(
+        [
+            *("restore", "similarity", "colorize", "decode_photo", "encode_photo"),
+            *("pikfix", "pikfix_photo"),
+        ],
+        "READY",
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "references", "reference_size"),
+    [
+        (1, (256, 256), 1, (256, 256)),
+        (2, (96, 224), 3, (64, 160)),
+        (1, (33, 517), 2, (128, 96)),
+        (2, (640, 480), 1, (96, 96)),
+    ],
+)
+def test_tensors_give_what_pytorch_gives(
+    triton: grpc.InferenceServerClient,
+    model: PikFix,
+    batch: int,
+    size: tuple[int, int],
+    references: int,
+    reference_size: tuple[int, int],
+) -> None:
+    rng = np.random.default_rng(0)
+    photo_l = rng.uniform(-1, 1, (batch, 1, *size)).astype(np.float32)
+    lab = rng.uniform(-0.8, 0.8, (batch, references, 3, *reference_size)).astype(np.float32)
+    answer = triton.infer("pikfix", [tensor("photo_l", photo_l), tensor("reference_lab", lab)])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(photo_l), torch.from_numpy(lab))
+    for name, value in (("restored_l", expected.restored_l), ("ab", expected.ab)):
+        np.testing.assert_allclose(answer.as_numpy(name), value.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(33, 517), (640, 480), (1600, 1200), (3000, 2000), (1, 1)])
+def test_files_come_back_at_their_own_size(
+    triton: grpc.InferenceServerClient, size: tuple[int, int]
+) -> None:
+    data = encoded(photo(*size))
+    answer = triton.infer(
+        "pikfix_photo", [tensor("photo", files(data)), tensor("reference", files(reference()))]
+    )
+    picture = Image.open(io.BytesIO(answer.as_numpy("result")[0, 0]))
+    picture.load()
+    assert picture.size == size
+    assert picture.format == "JPEG"
+    report = json.loads(answer.as_numpy("report")[0, 0])
+    assert report["colorized"] is True
+    assert report["result"] == {"width": size[0], "height": size[1], "format": "jpeg"}
+
+
+def lightness(picture: Image.Image) -> np.ndarray:
+    return skimage.color.rgb2lab(np.asarray(picture.convert("RGB")))[..., 0]
+
+
+def test_colour_never_changes_the_luminance(server: RunningServer) -> None:
+    """0.3 of L is the stated bound; see pikfix.photos.color.compose."""
+    old = photo(300, 200)
+    with PikFixClient(server.grpc_url) as client:
+        colour = client.restore(old, reference(), format="png")
+        grey = client.restore(old, reference(), color=False, format="png")
+    assert grey.image.mode == "L"
+    assert colour.image.mode == "RGB"
+    chroma = np.ptp(np.asarray(colour.image).astype(int), axis=-1)
+    assert chroma.max() > 10
+    # Both pictures round the same L to eight bits, each within the bound.
+    assert np.abs(lightness(colour.image) - lightness(grey.image)).max() <= 0.6
+
+
+def test_luminance_of_the_result_is_restored_l(server: RunningServer, model: PikFix) -> None:
+    old = photo(256, 128)
+    with PikFixClient(server.grpc_url) as client:
+        colour = client.restore(old, reference(), format="png")
+    grey = np.asarray(old) / 255.0
+    photo_l = skimage.color.rgb2lab(np.repeat(grey[..., None], 3, axis=2))[..., 0] / 50 - 1
+    with torch.no_grad():
+        restored = model.restoration(torch.from_numpy(photo_l).float()[None, None])
+    expected = (restored[0, 0].numpy() + 1) * 50
+    assert np.abs(lightness(colour.image) - expected).max() <= 0.3 + 0.05
+
+
+def good(triton: grpc.InferenceServerClient) -> None:
+    answer = triton.infer("pikfix_photo", [tensor("photo", files(encoded(photo(40, 30))))])
+    assert json.loads(answer.as_numpy("report")[0, 0])["colorized"] is False
+
+
+PHOTO_L = np.zeros((1, 1, 64, 64), np.float32)
+LAB = np.zeros((1, 1, 3, 64, 64), np.float32)
+NAN = np.full_like(PHOTO_L, np.nan)
+
+
+@pytest.mark.parametrize(
+    ("photo_l", "lab", "says"),
+    [
+        (NAN, LAB, "bad_tensor"),
+        (PHOTO_L, LAB[:, :, :2], "reference_lab"),
+        (PHOTO_L[0], LAB, "photo_l"),
+        (PHOTO_L, LAB[..., :33], "multiples of 32"),
+        (PHOTO_L, np.full_like(LAB, np.inf), "bad_tensor"),
+    ],
+)
+def test_bad_tensors_are_refused_and_the_server_lives(
+    triton: grpc.InferenceServerClient, photo_l: np.ndarray, lab: np.ndarray, says: str
+) -> None:
+    inputs = [tensor("photo_l", photo_l), tensor("reference_lab", lab)]
+    with pytest.raises(InferenceServerException) as error:
+        triton.infer("pikfix", inputs)
+    assert says in error.value.message()
+    good(triton)
+
+
+def test_wrong_type_is_refused(triton: grpc.InferenceServerClient) -> None:
+    wrong = grpc.InferInput("photo_l", list(PHOTO_L.shape), "FP16")
+    wrong.set_data_from_numpy(PHOTO_L.astype(np.float16))
+    with pytest.raises(InferenceServerException, match="photo_l"):
+        triton.infer("pikfix", [wrong, tensor("reference_lab", LAB)])
+    good(triton)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "bad_photo"),
+        (b"dear diary", "bad_photo"),
+        (encoded(photo(200, 200))[:900], "bad_photo"),
+    ],
+)
+def test_bad_files_are_refused_and_the_server_lives(
+    triton: grpc.InferenceServerClient, data: bytes, says: str
+) -> None:
+    with pytest.raises(InferenceServerException) as error:
+        triton.infer("pikfix_photo", [tensor("photo", files(data))])
+    assert "[decode_photo]" in error.value.message()
+    assert says in error.value.message()
+    assert "\n" not in error.value.message()
+    good(triton)
+
+
+def test_metrics_are_served(server: RunningServer, triton: grpc.InferenceServerClient) -> None:
+    import urllib.request
+
+    good(triton)
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        text = response.read().decode()
+    counts = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith('nv_inference_request_success{model="encode_photo"')
+    ]
+    assert counts
+    assert counts[0] >= 1
+
+
+def test_server_is_healthy_after_all(server: RunningServer) -> None:
+    assert server.health().state == "healthy"
+    assert server.restarts == 0
+    assert server.dead_instances() == []
