@@ -70,7 +70,8 @@ def backward_kernel(
     tl.store(p_out + o_tile, b_grad, mask=m_tile)
 
 
-def _rows(channels: int) -> int:
+def block_rows(channels: int) -> int:
+    """Positions per program for that many channels."""
     return max(1, _TILE_ELEMENTS // tiles.padded(channels))
 
 
@@ -79,7 +80,7 @@ def forward(features: Tensor, eps: float) -> Tensor:
     features = features.contiguous()
     batch, positions, channels = features.shape
     out = torch.empty_like(features)
-    rows = _rows(channels)
+    rows = block_rows(channels)
     with tiles.on_device(features.device):
         forward_kernel[(triton.cdiv(positions, rows), batch)](
             p_features=features,
@@ -100,7 +101,7 @@ def backward(grad: Tensor, features: Tensor, eps: float) -> Tensor:
     grad, features = grad.contiguous(), features.contiguous()
     batch, positions, channels = features.shape
     out = torch.empty_like(features, dtype=torch.float32)
-    rows = _rows(channels)
+    rows = block_rows(channels)
     with tiles.on_device(features.device):
         backward_kernel[(triton.cdiv(positions, rows), batch)](
             p_grad=grad,

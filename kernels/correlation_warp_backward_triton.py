@@ -18,7 +18,27 @@ import triton.language as tl
 from torch import Tensor
 
 from pikfix.kernels import tiles
-from pikfix.kernels.correlation_warp_triton import LOG2_E, dot, dot_precision
+from pikfix.kernels.correlation_warp_triton import (
+    LOG2_E,
+    dot,
+    dot_precision,
+    row_products,
+)
+
+
+@triton.jit
+def _own_rows(p_rows, o_rows, m_rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """All columns of a program's own rows, to stay loaded; nothing where BLOCK < WIDTH."""
+    if BLOCK >= WIDTH:
+        o_w = tl.arange(0, BLOCK)
+        b_rows = tl.load(
+            p_rows + o_rows[:, None] * WIDTH + o_w[None, :],
+            mask=m_rows[:, None] & (o_w[None, :] < WIDTH),
+            other=0.0,
+        )
+    else:
+        b_rows = 0
+    return b_rows
 
 
 @triton.jit
@@ -41,57 +61,57 @@ def query_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_MASK: tl.constexpr,
     FIND_BEST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of one query tile: a loop over the keys."""
+    """Gradient of CHUNK channels of one query tile: a loop over the keys."""
+    chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
+    i_chunk = tl.program_id(0) % chunks
     i_batch = tl.program_id(1).to(tl.int64)
-    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = tl.arange(0, BLOCK_C)
-    o_d = tl.arange(0, BLOCK_D)
-    m_n = o_n < N
+    o_n = tl.program_id(0) // chunks * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_out = i_chunk * CHUNK + tl.arange(0, CHUNK)
+    m_n, m_out = o_n < N, o_out < C
+    p_query += i_batch * N * C
+    p_grad += i_batch * N * D
+    p_key += i_batch * M * C
+    p_values += i_batch * M * D
     o_row = i_batch * N + o_n
-    m_query = m_n[:, None] & (o_c[None, :] < C)
-    b_query = tl.load(p_query + o_row[:, None] * C + o_c[None, :], mask=m_query, other=0.0)
-    b_grad = tl.load(
-        p_grad + o_row[:, None] * D + o_d[None, :],
-        mask=m_n[:, None] & (o_d[None, :] < D),
-        other=0.0,
-    )
+    b_query = _own_rows(p_query, o_n, m_n, C, BLOCK_C)
+    b_grad = _own_rows(p_grad, o_n, m_n, D, BLOCK_D)
     b_logsumexp = tl.load(p_logsumexp + o_row, mask=m_n, other=0.0) * 1.4426950408889634
     b_delta = tl.load(p_delta + o_row, mask=m_n, other=0.0)
-    b_acc = tl.zeros([BLOCK_N, BLOCK_C], dtype=tl.float32)
+    b_acc = tl.zeros([BLOCK_N, CHUNK], dtype=tl.float32)
     b_max = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
     b_best = tl.zeros([BLOCK_N], dtype=tl.int32)
     for start in range(0, M, BLOCK_M):
         o_m = start + tl.arange(0, BLOCK_M)
         m_m = o_m < M
-        o_key = i_batch * M + o_m
-        b_key = tl.load(
-            p_key + o_key[:, None] * C + o_c[None, :],
-            mask=m_m[:, None] & (o_c[None, :] < C),
-            other=0.0,
-        )
-        b_values = tl.load(
-            p_values + o_key[None, :] * D + o_d[:, None],
-            mask=m_m[None, :] & (o_d[:, None] < D),
-            other=0.0,
-        )
-        b_score = dot(b_query, tl.trans(b_key), None, PRECISION)
+        b_score = row_products(b_query, p_query, o_n, m_n, p_key, o_m, m_m, C, BLOCK_C, PRECISION)
         m_kept = m_m
         if HAS_MASK:
-            m_kept = m_kept & (tl.load(p_mask + o_key, mask=m_m, other=0) != 0)
+            m_kept = m_kept & (tl.load(p_mask + i_batch * M + o_m, mask=m_m, other=0) != 0)
         b_score = tl.where(m_kept[None, :], b_score, float("-inf"))
         if FIND_BEST:
             b_top, b_where = tl.max(b_score, 1, return_indices=True)
             b_best = tl.where(b_top > b_max, start + b_where, b_best)
             b_max = tl.maximum(b_top, b_max)
         b_weight = tl.exp2(b_score * scale - b_logsumexp[:, None])
-        b_flow = b_weight * (dot(b_grad, b_values, None, PRECISION) - b_delta[:, None])
+        b_flow = row_products(b_grad, p_grad, o_n, m_n, p_values, o_m, m_m, D, BLOCK_D, PRECISION)
+        b_flow = b_weight * (b_flow - b_delta[:, None])
+        b_key = tl.load(
+            p_key + o_m[:, None] * C + o_out[None, :],
+            mask=m_m[:, None] & m_out[None, :],
+            other=0.0,
+        )
         b_acc = dot(b_flow.to(b_key.dtype), b_key, b_acc, PRECISION)
-    tl.store(p_grad_query + o_row[:, None] * C + o_c[None, :], b_acc, mask=m_query)
-    if FIND_BEST:
+    tl.store(
+        p_grad_query + o_row[:, None] * C + o_out[None, :],
+        b_acc,
+        mask=m_n[:, None] & m_out[None, :],
+    )
+    if FIND_BEST and i_chunk == 0:
         tl.store(p_best + o_row, b_best, mask=m_n)
 
 
@@ -114,49 +134,48 @@ def key_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of one key tile: a loop over the queries, with transposed scores."""
+    """Gradient of CHUNK channels of one key tile: a loop over the queries, scores transposed."""
+    chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     i_batch = tl.program_id(1).to(tl.int64)
-    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_c = tl.arange(0, BLOCK_C)
-    o_d = tl.arange(0, BLOCK_D)
-    m_m = o_m < M
-    o_key = i_batch * M + o_m
-    m_key = m_m[:, None] & (o_c[None, :] < C)
-    b_key = tl.load(p_key + o_key[:, None] * C + o_c[None, :], mask=m_key, other=0.0)
-    b_values = tl.load(
-        p_values + o_key[:, None] * D + o_d[None, :],
-        mask=m_m[:, None] & (o_d[None, :] < D),
-        other=0.0,
-    )
+    o_m = tl.program_id(0) // chunks * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_out = tl.program_id(0) % chunks * CHUNK + tl.arange(0, CHUNK)
+    m_m, m_out = o_m < M, o_out < C
+    p_query += i_batch * N * C
+    p_grad += i_batch * N * D
+    p_key += i_batch * M * C
+    p_values += i_batch * M * D
+    b_key = _own_rows(p_key, o_m, m_m, C, BLOCK_C)
+    b_values = _own_rows(p_values, o_m, m_m, D, BLOCK_D)
     m_kept = m_m
     if HAS_MASK:
-        m_kept = m_kept & (tl.load(p_mask + o_key, mask=m_m, other=0) != 0)
-    b_acc = tl.zeros([BLOCK_M, BLOCK_C], dtype=tl.float32)
+        m_kept = m_kept & (tl.load(p_mask + i_batch * M + o_m, mask=m_m, other=0) != 0)
+    b_acc = tl.zeros([BLOCK_M, CHUNK], dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = o_n < N
         o_row = i_batch * N + o_n
-        b_query = tl.load(
-            p_query + o_row[:, None] * C + o_c[None, :],
-            mask=m_n[:, None] & (o_c[None, :] < C),
-            other=0.0,
-        )
-        b_grad = tl.load(
-            p_grad + o_row[None, :] * D + o_d[:, None],
-            mask=m_n[None, :] & (o_d[:, None] < D),
-            other=0.0,
-        )
         b_logsumexp = tl.load(p_logsumexp + o_row, mask=m_n, other=0.0) * 1.4426950408889634
         b_delta = tl.load(p_delta + o_row, mask=m_n, other=0.0)
-        b_score = dot(b_key, tl.trans(b_query), None, PRECISION)
+        b_score = row_products(b_key, p_key, o_m, m_m, p_query, o_n, m_n, C, BLOCK_C, PRECISION)
         b_weight = tl.exp2(b_score * scale - b_logsumexp[None, :])
         b_weight = tl.where(m_kept[:, None] & m_n[None, :], b_weight, 0.0)
-        b_flow = b_weight * (dot(b_values, b_grad, None, PRECISION) - b_delta[None, :])
+        b_flow = row_products(b_values, p_values, o_m, m_m, p_grad, o_n, m_n, D, BLOCK_D, PRECISION)
+        b_flow = b_weight * (b_flow - b_delta[None, :])
+        b_query = tl.load(
+            p_query + o_n[:, None] * C + o_out[None, :],
+            mask=m_n[:, None] & m_out[None, :],
+            other=0.0,
+        )
         b_acc = dot(b_flow.to(b_query.dtype), b_query, b_acc, PRECISION)
-    tl.store(p_grad_key + o_key[:, None] * C + o_c[None, :], b_acc, mask=m_key)
+    tl.store(
+        p_grad_key + (i_batch * M + o_m[:, None]) * C + o_out[None, :],
+        b_acc,
+        mask=m_m[:, None] & m_out[None, :],
+    )
 
 
 @triton.jit
@@ -175,49 +194,41 @@ def values_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of the values of one key tile, BLOCK_D of them at a time."""
-    chunks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    """Gradient of CHUNK values of one key tile: a loop over the queries."""
+    chunks: tl.constexpr = (D + CHUNK - 1) // CHUNK
     i_batch = tl.program_id(1).to(tl.int64)
     o_m = tl.program_id(0) // chunks * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_d = tl.program_id(0) % chunks * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_c = tl.arange(0, BLOCK_C)
-    m_m = o_m < M
-    o_key = i_batch * M + o_m
-    b_key = tl.load(
-        p_key + o_key[:, None] * C + o_c[None, :],
-        mask=m_m[:, None] & (o_c[None, :] < C),
-        other=0.0,
-    )
+    o_out = tl.program_id(0) % chunks * CHUNK + tl.arange(0, CHUNK)
+    m_m, m_out = o_m < M, o_out < D
+    p_query += i_batch * N * C
+    p_grad += i_batch * N * D
+    p_key += i_batch * M * C
+    b_key = _own_rows(p_key, o_m, m_m, C, BLOCK_C)
     m_kept = m_m
     if HAS_MASK:
-        m_kept = m_kept & (tl.load(p_mask + o_key, mask=m_m, other=0) != 0)
-    b_acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+        m_kept = m_kept & (tl.load(p_mask + i_batch * M + o_m, mask=m_m, other=0) != 0)
+    b_acc = tl.zeros([BLOCK_M, CHUNK], dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = o_n < N
-        o_row = i_batch * N + o_n
-        b_query = tl.load(
-            p_query + o_row[None, :] * C + o_c[:, None],
-            mask=m_n[None, :] & (o_c[:, None] < C),
-            other=0.0,
-        )
-        b_grad = tl.load(
-            p_grad + o_row[:, None] * D + o_d[None, :],
-            mask=m_n[:, None] & (o_d[None, :] < D),
-            other=0.0,
-        )
-        b_logsumexp = tl.load(p_logsumexp + o_row, mask=m_n, other=0.0) * 1.4426950408889634
-        b_weight = tl.exp2(dot(b_key, b_query, None, PRECISION) * scale - b_logsumexp[None, :])
+        b_logsumexp = tl.load(p_logsumexp + i_batch * N + o_n, mask=m_n, other=0.0)
+        b_score = row_products(b_key, p_key, o_m, m_m, p_query, o_n, m_n, C, BLOCK_C, PRECISION)
+        b_weight = tl.exp2(b_score * scale - b_logsumexp[None, :] * 1.4426950408889634)
         b_weight = tl.where(m_kept[:, None] & m_n[None, :], b_weight, 0.0)
+        b_grad = tl.load(
+            p_grad + o_n[:, None] * D + o_out[None, :],
+            mask=m_n[:, None] & m_out[None, :],
+            other=0.0,
+        )
         b_acc = dot(b_weight.to(b_grad.dtype), b_grad, b_acc, PRECISION)
     tl.store(
-        p_grad_values + o_key[:, None] * D + o_d[None, :],
+        p_grad_values + (i_batch * M + o_m[:, None]) * D + o_out[None, :],
         b_acc,
-        mask=m_m[:, None] & (o_d[None, :] < D),
+        mask=m_m[:, None] & m_out[None, :],
     )
 
 
@@ -264,36 +275,43 @@ def backward(
         "scale": LOG2_E / temperature,
         "C": channels,
         "D": width,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_C": tiles.padded(channels),
+        "BLOCK_C": min(tiles.padded(channels), tile.slice),
         "HAS_MASK": key_mask is not None,
         "PRECISION": dot_precision(query.dtype),
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
     }
-    flow = {"p_values": values, "p_delta": delta.contiguous(), "BLOCK_D": tiles.padded(width)}
-    query_tiles, key_tiles = triton.cdiv(queries, tile.block_n), triton.cdiv(keys, tile.block_m)
+    chunk_c, chunk_d = (min(tiles.padded(size), tile.chunk) for size in (channels, width))
+    flow = {
+        "p_values": values,
+        "p_delta": delta.contiguous(),
+        "BLOCK_D": min(tiles.padded(width), tile.slice),
+        "CHUNK": chunk_c,
+    }
+    by_query = {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns}
+    by_key = {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+    query_tiles, key_tiles = triton.cdiv(queries, tile.rows), triton.cdiv(keys, tile.rows)
+    chunks = triton.cdiv(channels, chunk_c)
     grad_query = grad_key = grad_values = None
     best = query.new_empty(batch, queries, dtype=torch.int32)
     with tiles.on_device(query.device):
         if needs[0] or grad_confidence is not None:
             grad_query = query.new_empty(batch, queries, channels, dtype=torch.float32)
-            query_kernel[(query_tiles, batch)](
+            query_kernel[(query_tiles * chunks, batch)](
                 p_grad_query=grad_query,
                 p_best=best,
                 FIND_BEST=grad_confidence is not None,
                 **common,
                 **flow,
+                **by_query,
             )
         if needs[1]:
             grad_key = query.new_empty(batch, keys, channels, dtype=torch.float32)
-            key_kernel[(key_tiles, batch)](p_grad_key=grad_key, **common, **flow)
+            key_kernel[(key_tiles * chunks, batch)](p_grad_key=grad_key, **common, **flow, **by_key)
         if needs[2]:
             grad_values = query.new_empty(batch, keys, width, dtype=torch.float32)
-            block_d = min(tiles.padded(width), 128)
-            values_kernel[(key_tiles * triton.cdiv(width, block_d), batch)](
-                p_grad_values=grad_values, BLOCK_D=block_d, **common
+            values_kernel[(key_tiles * triton.cdiv(width, chunk_d), batch)](
+                p_grad_values=grad_values, CHUNK=chunk_d, **common, **by_key
             )
             grad_values = grad_values.div_(factor).to(values.dtype)
     undo = 1 / (temperature * factor)

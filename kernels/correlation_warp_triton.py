@@ -14,7 +14,6 @@ from torch import Tensor
 from pikfix.kernels import tiles
 
 LOG2_E = 1.4426950408889634
-_LN_2 = 0.6931471805599453
 
 
 @triton.jit
@@ -26,17 +25,59 @@ def dot(b_left, b_right, b_acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def row_products(
+    b_left,  # [L, BLOCK], all of the left rows where BLOCK covers WIDTH; else unused
+    p_left,  # [*, WIDTH], base of the left rows
+    o_left,  # [L]
+    m_left,  # [L]
+    p_right,  # [*, WIDTH]
+    o_right,  # [R]
+    m_right,  # [R]
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Σ_w left[i, w] · right[j, w] of row tiles: [L, R] float32, BLOCK of WIDTH at a time."""
+    o_w = tl.arange(0, BLOCK)
+    if BLOCK >= WIDTH:
+        b_right = tl.load(
+            p_right + o_right[None, :] * WIDTH + o_w[:, None],
+            mask=m_right[None, :] & (o_w[:, None] < WIDTH),
+            other=0.0,
+        )
+        b_product = dot(b_left, b_right, None, PRECISION)
+    else:
+        b_product = tl.zeros([o_left.shape[0], o_right.shape[0]], dtype=tl.float32)
+        for start in range(0, WIDTH, BLOCK):
+            b_part = tl.load(
+                p_left + o_left[:, None] * WIDTH + start + o_w[None, :],
+                mask=m_left[:, None] & (start + o_w[None, :] < WIDTH),
+                other=0.0,
+            )
+            b_right = tl.load(
+                p_right + o_right[None, :] * WIDTH + start + o_w[:, None],
+                mask=m_right[None, :] & (start + o_w[:, None] < WIDTH),
+                other=0.0,
+            )
+            b_product = dot(b_part, b_right, b_product, PRECISION)
+    return b_product
+
+
+@triton.jit
 def _attend(
     b_acc,  # [BLOCK_N, BLOCK_D] float32
     b_max,  # [BLOCK_N] float32, highest correlation so far
     b_sum,  # [BLOCK_N] float32
-    b_query,  # [BLOCK_N, BLOCK_C]
-    p_key,  # [M, C] of one batch item
+    b_query,  # [BLOCK_N, BLOCK_C], or unused where BLOCK_C < C
+    p_query,  # [N, C] of one batch item
+    p_key,  # [M, C]
     p_values,  # [M, D]
     p_mask,  # [M]
     first,
     last,
+    o_n,
     o_d,
+    N,
     M,
     scale,
     C: tl.constexpr,
@@ -51,7 +92,6 @@ def _attend(
     PRECISION: tl.constexpr,
 ):
     """Online softmax over the key tiles in [first, last); RAGGED tiles may pass M."""
-    o_c = tl.arange(0, BLOCK_C)
     if DESCRIPTORS:
         d_key = tl.make_tensor_descriptor(
             p_key, shape=[M, C], strides=[C, 1], block_shape=[BLOCK_M, BLOCK_C]
@@ -61,18 +101,17 @@ def _attend(
         )
     for start in tl.range(first, last, BLOCK_M, warp_specialize=SPECIALIZE):
         o_m = start + tl.arange(0, BLOCK_M)
+        m_m = o_m < M if RAGGED else tl.full([BLOCK_M], True, dtype=tl.int1)
         if DESCRIPTORS:
-            b_key = d_key.load([start, 0]).T
+            b_score = dot(b_query, d_key.load([start, 0]).T, None, PRECISION)
         else:
-            m_key = o_c[:, None] < C
-            if RAGGED:
-                m_key = m_key & (o_m[None, :] < M)
-            b_key = tl.load(p_key + o_m[None, :] * C + o_c[:, None], mask=m_key, other=0.0)
-        b_score = dot(b_query, b_key, None, PRECISION)
+            b_score = row_products(
+                b_query, p_query, o_n, o_n < N, p_key, o_m, m_m, C, BLOCK_C, PRECISION
+            )
         if RAGGED:
-            b_score = tl.where(o_m[None, :] < M, b_score, float("-inf"))
+            b_score = tl.where(m_m[None, :], b_score, float("-inf"))
         if HAS_MASK:
-            b_kept = tl.load(p_mask + o_m, mask=o_m < M, other=0)
+            b_kept = tl.load(p_mask + o_m, mask=m_m, other=0)
             b_score = tl.where(b_kept[None, :] != 0, b_score, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_score, 1))
         # A row without keys so far has no maximum to subtract.
@@ -83,10 +122,11 @@ def _attend(
         if DESCRIPTORS:
             b_values = d_values.load([start, tl.min(o_d, 0)])
         else:
-            m_values = o_d[None, :] < D
-            if RAGGED:
-                m_values = m_values & (o_m[:, None] < M)
-            b_values = tl.load(p_values + o_m[:, None] * D + o_d[None, :], mask=m_values, other=0.0)
+            b_values = tl.load(
+                p_values + o_m[:, None] * D + o_d[None, :],
+                mask=m_m[:, None] & (o_d[None, :] < D),
+                other=0.0,
+            )
         b_acc = b_acc * b_decay[:, None]
         b_acc = dot(b_weight.to(b_values.dtype), b_values, b_acc, PRECISION)
         b_max = b_new
@@ -133,27 +173,33 @@ def forward_kernel(
     o_n = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     o_c = tl.arange(0, BLOCK_C)
     o_d = i_chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-    b_query = tl.load(
-        p_query + (i_batch * N + o_n[:, None]) * C + o_c[None, :],
-        mask=(o_n[:, None] < N) & (o_c[None, :] < C),
-        other=0.0,
-    )
+    p_query += i_batch * N * C
+    p_key += i_batch * M * C
+    p_values += i_batch * M * D
+    p_mask += i_batch * M
+    if BLOCK_C >= C:
+        b_query = tl.load(
+            p_query + o_n[:, None] * C + o_c[None, :],
+            mask=(o_n[:, None] < N) & (o_c[None, :] < C),
+            other=0.0,
+        )
+    else:
+        b_query = 0
     b_acc = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_max = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
     first = i_split * keys_per_split
     last = tl.minimum(first + keys_per_split, M)
     whole = first + (tl.maximum(last - first, 0) // BLOCK_M) * BLOCK_M
-    p_key += i_batch * M * C
-    p_values += i_batch * M * D
-    p_mask += i_batch * M
     b_acc, b_max, b_sum = _attend(
-        b_acc, b_max, b_sum, b_query, p_key, p_values, p_mask, first, whole, o_d, M, scale,
-        C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, False, DESCRIPTORS, SPECIALIZE, PRECISION,
+        b_acc, b_max, b_sum, b_query, p_query, p_key, p_values, p_mask, first, whole,
+        o_n, o_d, N, M, scale, C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, False,
+        DESCRIPTORS, SPECIALIZE, PRECISION,
     )  # fmt: skip
     b_acc, b_max, b_sum = _attend(
-        b_acc, b_max, b_sum, b_query, p_key, p_values, p_mask, whole, last, o_d, M, scale,
-        C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, True, False, False, PRECISION,
+        b_acc, b_max, b_sum, b_query, p_query, p_key, p_values, p_mask, whole, last,
+        o_n, o_d, N, M, scale, C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, True,
+        False, False, PRECISION,
     )  # fmt: skip
     b_any = b_sum > 0
     b_total = tl.where(b_any, b_sum, 1.0)
@@ -231,7 +277,7 @@ def choose_splits(programs: int, keys: int, tile: tiles.Tile, multiprocessors: i
 
     A split gets at least four key tiles: less work than that does not pay for the merge.
     """
-    most = max(1, keys // (4 * tile.block_m))
+    most = max(1, keys // (4 * tile.columns))
     return max(1, min(multiprocessors // max(1, programs), most))
 
 
@@ -257,12 +303,12 @@ def forward(
     keys, width = values.shape[1:]
     table = tiles.table_for(query.device)
     if tile is None:
-        tile = table.find("forward", channels, min(width, 256), query.element_size())
-    block_d = min(tiles.padded(width), tile.width)
-    grid_n = triton.cdiv(queries, tile.block_n) * triton.cdiv(width, block_d)
+        tile = table.find("forward", channels, width, query.element_size())
+    block_d = min(tiles.padded(width), tile.chunk)
+    grid_n = triton.cdiv(queries, tile.rows) * triton.cdiv(width, block_d)
     if splits is None:
         splits = choose_splits(grid_n * batch, keys, tile, table.multiprocessors)
-    per_split = triton.cdiv(triton.cdiv(keys, splits), tile.block_m) * tile.block_m
+    per_split = triton.cdiv(triton.cdiv(keys, splits), tile.columns) * tile.columns
     splits = triton.cdiv(keys, per_split)
     out_dtype = torch.float32 if wide else values.dtype
     statistics = query.new_empty(2, splits, batch, queries, dtype=torch.float32)
@@ -271,7 +317,7 @@ def forward(
     )
     # The bulk-copy engine wants rows of whole 16-byte units.
     aligned = all(t.shape[2] * t.element_size() % 16 == 0 for t in (key, values))
-    descriptors = tile.descriptors and aligned
+    descriptors = tile.descriptors and aligned and tile.slice >= channels
     if descriptors:
         tiles.provide_scratch()
     mask = key_mask.contiguous().view(torch.uint8) if key_mask is not None else query
@@ -291,9 +337,9 @@ def forward(
             scale=LOG2_E / temperature,
             C=channels,
             D=width,
-            BLOCK_N=tile.block_n,
-            BLOCK_M=tile.block_m,
-            BLOCK_C=tiles.padded(channels),
+            BLOCK_N=tile.rows,
+            BLOCK_M=tile.columns,
+            BLOCK_C=min(tiles.padded(channels), tile.slice),
             BLOCK_D=block_d,
             HAS_MASK=key_mask is not None,
             PARTIAL=splits > 1,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pikfix.kernels import tiles
 
-# Elements of one [bins, pixels] tile: 64 registers of each of 128 threads.
-_TILE_ELEMENTS = 8192
+# Elements of one [bins, pixels] tile: 32 registers of each of 128 threads per operand.
+_TILE_ELEMENTS = 4096
 
 
 @triton.jit

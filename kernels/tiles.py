@@ -23,17 +23,22 @@ _LOGGER = logging.getLogger(__name__)
 class Tile:
     """One tile configuration of one kernel.
 
-    ``channels`` and ``width`` are the padded C and D it was made for, ``bytes`` the element
-    size of the inputs. ``descriptors`` loads keys and values through the bulk-copy engine
-    (sm_90), ``specialize`` gives loading to warps of its own.
+    ``channels`` and ``width`` are the largest C and D it covers, ``bytes`` the element size of
+    the inputs. A program computes ``rows`` positions of its output, ``chunk`` of their columns,
+    and loops over ``columns`` positions of the other side at a time. Sums over C (and, backward,
+    over D) are taken ``slice`` at a time; where that covers them, the program's own rows stay
+    loaded. ``descriptors`` loads keys and values through the bulk-copy engine (sm_90),
+    ``specialize`` gives loading to warps of its own.
     """
 
     kernel: str
     channels: int
     width: int
     bytes: int
-    block_n: int
-    block_m: int
+    rows: int
+    columns: int
+    chunk: int
+    slice: int
     num_warps: int
     num_stages: int
     descriptors: bool = False
