@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "train": ("pikfix.cli.train", "Train the networks on a folder of colour photos."),
         "evaluate": ("pikfix.cli.evaluate", "Measure a checkpoint beside its baselines."),
         "degrade": ("pikfix.cli.degrade", "Make old photos out of new ones."),
+        "references": ("pikfix.cli.references", "Build and search a library of references."),
         "doctor": ("pikfix.cli.doctor", "Describe this installation and what it lacks."),
     }
 )

@@ -16,6 +16,7 @@ from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
 from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
+from pikfix.cli.references import choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient
 
@@ -55,6 +56,14 @@ def command(
     reference: Annotated[
         list[Path] | None,
         typer.Option(help="Colour photo to take the colours from; may be given several times."),
+    ] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Choose each photo's references from this library, as `pikfix references build` "
+            "makes it.",
+            show_default=False,
+        ),
     ] = None,
     color: Annotated[
         bool,
@@ -103,6 +112,8 @@ def command(
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
+    if library is not None and reference:
+        raise UsageError("--library and --reference exclude each other")
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
@@ -114,7 +125,7 @@ def command(
     if not plan.jobs and not plan.unreadable:
         raise CommandError(f"there are no pictures in {', '.join(map(str, photos))}")
     settings = Settings(
-        references=_references(reference or []),
+        references=_references(reference or [], library, url),
         color=color,
         quality=quality,
         timeout=timeout,
@@ -180,7 +191,12 @@ def _work(
         asyncio.run(work(client))
 
 
-def _references(files: Sequence[Path]) -> References:
+def _references(files: Sequence[Path], library: Path | None, url: str | None) -> References:
+    if library is not None:
+        if url is not None:
+            return choose_here(library)
+        # The private server chooses, while the networks work on other photos.
+        serve_from(library)
     sent = [path.read_bytes() for path in files]
     for path, data in zip(files, sent, strict=True):
         if not data:

@@ -11,6 +11,7 @@ import typer
 
 from pikfix.cli.private_server import terminate_as_interrupt
 from pikfix.cli.problems import FAILURE
+from pikfix.cli.references import serve_from
 
 
 def command(
@@ -18,6 +19,14 @@ def command(
     model_repository: Annotated[
         Path, typer.Option(help="Folder of models, as `pikfix export` fills it.")
     ] = Path("model_repository"),
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Library of colour references for photos that come without one, as "
+            "`pikfix references build` makes it.",
+            show_default=False,
+        ),
+    ] = None,
     grpc_port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port for gRPC; 0 takes a free one.")
     ] = 8001,
@@ -48,6 +57,8 @@ def command(
     """
     from pikfix.serving.server import run_until_signal, start_server
 
+    if library is not None:
+        serve_from(library)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pikfix: %(message)s")
     with terminate_as_interrupt():
         print(f"starting a server on {model_repository}", file=sys.stderr, flush=True)

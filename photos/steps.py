@@ -87,11 +87,13 @@ class Options:
         color: colorize; False leaves the restored photo grey.
         format: jpeg, png, tiff or webp; None: the photo's own if it is one of these, else png.
         quality: 1 to 100, for jpeg and webp.
+        force_color: colorize after the library's best references even where none suits.
     """
 
     color: bool = True
     format: str | None = None
     quality: int = encode.DEFAULT_QUALITY
+    force_color: bool = False
 
 
 def parse_options(data: bytes) -> Options:
@@ -118,8 +120,9 @@ def parse_options(data: bytes) -> Options:
         if key not in known:
             raise PhotoError("bad_options", f"option {key!r} is unknown: use {', '.join(known)}")
     options = Options(**given)
-    if not isinstance(options.color, bool):
-        raise PhotoError("bad_options", "color must be true or false")
+    for name in ("color", "force_color"):
+        if not isinstance(getattr(options, name), bool):
+            raise PhotoError("bad_options", f"{name} must be true or false")
     if options.format is not None and options.format not in encode.FORMATS:
         raise PhotoError("bad_options", f"format must be one of {', '.join(encode.FORMATS)}")
     quality = options.quality
@@ -326,6 +329,7 @@ def take_notes(
     references: Sequence[Reference],
     *,
     library: bool,
+    why_none: str | None = None,
 ) -> PhotoNotes:
     """Settle what becomes of a photo.
 
@@ -334,6 +338,7 @@ def take_notes(
         options: the client's.
         references: those to colorize with; none leaves the photo grey.
         library: whether references could have been chosen by the server.
+        why_none: why the server chose none from its library.
 
     Returns:
         The notes, their times still zero.
@@ -347,7 +352,8 @@ def take_notes(
     warnings = list(photo.warnings)
     colorize = options.color and bool(references)
     if options.color and not references:
-        where = "its library has none that suits" if library else "the server has no library"
+        suits = why_none or "its library has none that suits"
+        where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
     if photo.deep and not encode.holds_deep(name, grey=not colorize):
         kind = "colour" if colorize else "pictures"

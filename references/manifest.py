@@ -80,7 +80,7 @@ class Manifest:
 
     def folder(self, library: Path) -> Path:
         """Where the pictures are: beside the library as when it was built, or where they were."""
-        beside = library.resolve() / self.pictures_relative
+        beside = (library.resolve() / self.pictures_relative).resolve()
         return beside if beside.is_dir() else Path(self.pictures)
 
     def to_json(self) -> bytes:

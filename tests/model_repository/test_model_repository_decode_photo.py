@@ -116,19 +116,31 @@ def test_several_references_share_the_first_ones_size(step, text, save, photo, r
 def test_a_library_is_asked_where_no_reference_is_sent(step, text, save, photo, reference):
     asked = []
 
-    def choose(picture):
-        asked.append(picture.pixels.shape)
-        return [steps.Reference(reference, "library", "coffee.jpg", 0.7)]
+    def choose(picture, options):
+        asked.append((picture.pixels.shape, options.force_color))
+        return [steps.Reference(reference, "library", "coffee.jpg", 0.7)], None
 
     step.model.choose_references = choose
     sent = {"photo": text([save(photo)]), "reference": text([save(reference)])}
     chosen, given = step.run({"photo": text([save(photo)])}, sent)
-    assert asked == [(100, 140)]
+    assert asked == [((100, 140), False)]
     assert notes_of(chosen)["references"] == [
         {"source": "library", "name": "coffee.jpg", "score": 0.7, "share": None}
     ]
     assert chosen["reference_lab"].shape == (1, 1, 3, 160, 256)
     assert notes_of(given)["references"][0]["source"] == "request"
+
+
+def test_a_library_without_a_suitable_picture_says_so(step, text, save, photo):
+    def choose(picture, options):
+        return [], f"nothing suits, force_color is {options.force_color}"
+
+    step.model.choose_references = choose
+    options = text([b'{"force_color": true}'])
+    (answer,) = step.run({"photo": text([save(photo)]), "options": options})
+    expected = "left grey: no reference was sent and nothing suits, force_color is True"
+    assert notes_of(answer)["warnings"] == [expected]
+    assert not notes_of(answer)["colorize"]
 
 
 def test_batch_of_different_sizes_takes_the_largest_bucket(step, text, save, photo, reference):
@@ -259,7 +271,7 @@ def test_deadline(step, text, save, photo):
 
 
 def test_an_unforeseen_failure_is_logged_and_answered(step, text, save, photo, backend):
-    def choose(picture):
+    def choose(picture, options):
         raise RuntimeError("the library is gone\nreally")
 
     step.model.choose_references = choose

@@ -9,7 +9,10 @@ Outputs:
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
     photo_info     BYTES [B, 1]               notes for encode_photo
 Configuration parameters, all optional: max_pixels (of any picture), bucket_sides (multiples of
-32, separated by commas), reference_side (longest side of references), max_references.
+32, separated by commas), reference_side (longest side of references), max_references; and, for
+references that the server chooses: library (its folder; else that of the environment variable
+PIKFIX_LIBRARY), library_references (how many for a photo), reference_cache (pictures kept).
+Metric: pikfix_reference_cache_total, lookups by result, hit or miss.
 
 A request that fails answers ``[decode_photo] code: message``; others of its batch go on.
 """
@@ -18,8 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,17 +62,22 @@ from pikfix.photos.steps import (
 )
 
 STEP = "decode_photo"
+LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
+DEFAULT_LIBRARY_REFERENCES = 3
+DEFAULT_REFERENCE_CACHE = 64
+
+Choose = Callable[[Photo, Options], tuple[list[Reference], str | None]]
 
 
 class TritonPythonModel:
     """The step as the server's python backend runs it.
 
     Attributes:
-        choose_references: photo -> references for it, asked when a request brings none; None
-            where the server has no library of references. The one place to plug one in.
+        choose_references: photo and options -> references for it, or none and the reason; asked
+            when a request brings none. None where the server has no library of references.
     """
 
-    choose_references: Callable[[Photo], list[Reference]] | None = None
+    choose_references: Choose | None = None
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the configuration; a wrong value keeps the model from loading."""
@@ -82,6 +92,9 @@ class TritonPythonModel:
         self.bucket_sides = check_bucket_sides([int(side) for side in sides.split(",")])
         # This process decodes pictures only here, under max_pixels.
         Image.MAX_IMAGE_PIXELS = self.max_pixels
+        library = config_value(parameters, "library", os.environ.get(LIBRARY_VARIABLE, ""))
+        if library:
+            self.choose_references = self._open_library(Path(library), parameters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
@@ -134,21 +147,67 @@ class TritonPythonModel:
     ) -> tuple[Photo, list[Reference], PhotoNotes]:
         photo = decode_photo(file, self.max_pixels)
         references: list[Reference] = []
+        why_none: str | None = None
         if options.color:
             references = decode_references(
                 reference_files, self.max_pixels, self.max_references, self.reference_side
             )
             if not references and self.choose_references is not None:
-                references = self.choose_references(photo)
+                references, why_none = self.choose_references(photo, options)
         library = self.choose_references is not None
-        notes = take_notes(photo, options, references, library=library)
+        notes = take_notes(photo, options, references, library=library, why_none=why_none)
         return photo, references, notes
+
+    def _open_library(self, folder: Path, parameters: Mapping[str, Any]) -> Choose:
+        """Open a library of references; only here is torch loaded."""
+        import torch  # noqa: PLC0415 - a server without a library does not need it
+
+        from pikfix.references.chooser import LibraryChooser  # noqa: PLC0415
+
+        # Another photo's networks run beside this step.
+        torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // 2)))
+        hits = _counters(
+            "pikfix_reference_cache_total",
+            "Lookups of decoded references in the cache of decode_photo, by result",
+            ("hit", "miss"),
+        )
+        choose = LibraryChooser(
+            folder,
+            count=config_value(parameters, "library_references", DEFAULT_LIBRARY_REFERENCES),
+            side=self.reference_side,
+            cache=config_value(parameters, "reference_cache", DEFAULT_REFERENCE_CACHE),
+            on_lookup=lambda hit: hits["hit" if hit else "miss"].increment(1),
+        )
+        pb_utils.Logger.log_info(
+            f"[{STEP}] references from {folder}: {len(choose.library)} pictures,"
+            f" score {choose.library.threshold} needed"
+        )
+
+        def references(photo: Photo, options: Options) -> tuple[list[Reference], str | None]:
+            chosen, why_none = choose(photo.pixels, force=options.force_color)
+            found = [
+                Reference(one.pixels, "library", one.match.name, round(one.match.score, 4))
+                for one in chosen
+            ]
+            return found, why_none
+
+        return references
 
     def _padded(self, luminances: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         height = max(plane.shape[0] for plane in luminances)
         width = max(plane.shape[1] for plane in luminances)
         shape = bucket_shape(height, width, self.bucket_sides)
         return np.stack([pad_reflect(plane, shape)[None] for plane in luminances])
+
+
+def _counters(name: str, description: str, results: tuple[str, ...]) -> dict[str, Any]:
+    """Register a counter with the server for each result; instances share them."""
+    family = pb_utils.MetricFamily(
+        name=name, description=description, kind=pb_utils.MetricFamily.COUNTER
+    )
+    # A metric does not keep its family alive, and goes with it.
+    counters = {result: family.Metric(labels={"result": result}) for result in results}
+    return {**counters, "family": family}
 
 
 def _rows(request: Any, name: str) -> list[list[bytes]] | None:

@@ -1,0 +1,187 @@
+"""``pikfix references``: build a library of colour references, rank it for a photo."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Build and search a library of colour references.", no_args_is_help=True)
+
+LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
+"""Where the server's first step looks for the folder of its library."""
+DEFAULT_BACKBONE = Path("checkpoints/compact.safetensors")
+
+
+@app.command()
+def build(
+    photos: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of colour photos, searched with its sub-folders.",
+            show_default=False,
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="LIBRARY", help="Folder of the library.", show_default=False
+        ),
+    ],
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint, or torchvision's VGG-19 weights, whose features compare the "
+            f"pictures; the library's own, or {DEFAULT_BACKBONE} for a new one.",
+            show_default=False,
+        ),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Compute everything anew, as another backbone needs.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Threads that decode; one per core.", show_default=False),
+    ] = None,
+) -> None:
+    """Build a library, or bring it up to date: only new and changed pictures are read.
+
+    Until the build is done, the library stays as it was; a build that was interrupted goes on
+    where it stopped. The pictures themselves stay where they are. Grey and single-toned ones are
+    left out.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from pikfix.references.builder import build_library
+    from pikfix.references.manifest import FILE
+
+    if backbone is None and not (out / FILE).exists():
+        backbone = DEFAULT_BACKBONE
+    bar = Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("reading pictures", total=None)
+        built = build_library(
+            photos,
+            out,
+            backbone=backbone,
+            rebuild=rebuild,
+            jobs=jobs,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for one in built.left_out:
+        print(f"left out: {one.reason}", file=sys.stderr)
+    print(
+        f"{out}: {built.usable} pictures ({built.added} added, {built.kept} kept, "
+        f"{built.removed} removed, {len(built.left_out)} left out)"
+    )
+
+
+@app.command()
+def rank(
+    photo: Annotated[Path, typer.Argument(help="The photo.", show_default=False)],
+    *,
+    library: Annotated[Path, typer.Option(help="Folder of the library.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many references to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the photo with its references, a PNG.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Rank the library's pictures for a photo, the best first, without the photo's own copies."""
+    from pikfix.references.library import Library
+    from pikfix.references.pictures import read_picture
+
+    picture = read_picture(photo)
+    opened = Library(library)
+    matches = opened.rank(picture, top)
+    if sheet is not None:
+        from pikfix.references.sheet import write_sheet
+
+        write_sheet(sheet, photo, matches, opened.threshold)
+    if as_json:
+        rows = [
+            {
+                "rank": number,
+                "name": match.name,
+                "path": str(match.path),
+                "score": match.score,
+                "texture": match.texture,
+                "structure": match.structure,
+                "suits": match.score >= opened.threshold,
+            }
+            for number, match in enumerate(matches, 1)
+        ]
+        found = {
+            "photo": str(photo),
+            "library": str(library),
+            "threshold": opened.threshold,
+            "references": rows,
+        }
+        print(json.dumps(found))
+        return
+    for number, match in enumerate(matches, 1):
+        print(f"{number:3d}  {match.score:.4f}  {match.path}")
+    if matches and matches[0].score < opened.threshold:
+        print(
+            f"pikfix: none suits: the server would leave this photo grey (score "
+            f"{opened.threshold:.4f} is needed)",
+            file=sys.stderr,
+        )
+
+
+def serve_from(library: Path) -> None:
+    """Let the server that this process starts choose references from a library.
+
+    Raises:
+        LibraryError: it cannot be used.
+    """
+    from pikfix.references.manifest import read_manifest
+
+    read_manifest(library)
+    os.environ[LIBRARY_VARIABLE] = str(library.resolve())
+
+
+def choose_here(library: Path) -> Callable[[bytes], Sequence[bytes]]:
+    """Choose from a library of this machine what to send to a server elsewhere.
+
+    Returns:
+        Encoded photo -> encoded references; none where none suits, or where the photo cannot be
+        read, which the server will say.
+
+    Raises:
+        LibraryError: the library cannot be used.
+    """
+    from pikfix.photos import PhotoError, decode_photo
+    from pikfix.references.library import DEFAULT_COUNT, Library
+    from pikfix.references.pictures import reduce_picture
+
+    opened = Library(library)
+
+    def choose(photo: bytes) -> Sequence[bytes]:
+        try:
+            picture = reduce_picture(decode_photo(photo).pixels)
+        except PhotoError:
+            return ()
+        matches = opened.rank(picture, DEFAULT_COUNT)
+        return [one.path.read_bytes() for one in matches if one.score >= opened.threshold]
+
+    return choose
