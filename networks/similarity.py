@@ -128,11 +128,12 @@ class Similarity(nn.Module):
         photo_features = self._features(working_l)
         reference_features = self._features(reference_l)
         scales = range(PYRAMID_LEVELS) if self.mode == "multi" else (_SINGLE_SCALE,)
+        colours = self._colour_pyramid(reference_ab)
         warped, confidence = [], []
         for scale in scales:
             query = self._match_features(photo_features, scale)
             key = self._match_features(reference_features, scale)
-            values = to_positions(self._values(reference_ab, scale))
+            values = to_positions(colours[scale])
             out, best = correlation_warp(
                 center_normalize(to_positions(query)),
                 # The positions of all references are the keys of one softmax.
@@ -161,23 +162,25 @@ class Similarity(nn.Module):
         matched: Tensor = self.filter(torch.cat(parts, dim=1))
         return matched
 
-    def _values(self, reference_ab: Tensor, scale: int) -> Tensor:
-        pool = 4 << scale
+    def _colour_pyramid(self, reference_ab: Tensor) -> list[Tensor]:
+        """What the warp carries, at 1/4 to 1/32; each scale is the mean of the finer one."""
         if self.histogram is None:
-            return F.avg_pool2d(reference_ab, pool)
-        values: Tensor = self.histogram(reference_ab, pool)
-        return values
+            colours = [F.avg_pool2d(reference_ab, 4)]
+        else:
+            colours = [self.histogram(reference_ab, 4)]
+        while len(colours) < PYRAMID_LEVELS:
+            colours.append(F.avg_pool2d(colours[-1], 2))
+        return colours
 
     def _unaligned(
         self, reference_ab: Tensor, batch: int, sizes: list[tuple[int, int]]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The ablation without similarity: the reference's colours stay where they are."""
         warped = []
-        for scale, size in enumerate(sizes):
-            values = self._values(reference_ab, scale)
-            values = values.unflatten(0, (batch, -1)).mean(dim=1)
-            warped.append(F.interpolate(values, size=size, mode="bilinear", align_corners=False))
-        confidence = [values.new_zeros(batch, 1, *size) for size in sizes]
+        for colours, size in zip(self._colour_pyramid(reference_ab), sizes, strict=True):
+            mean = colours.unflatten(0, (batch, -1)).mean(dim=1)
+            warped.append(F.interpolate(mean, size=size, mode="bilinear", align_corners=False))
+        confidence = [mean.new_zeros(batch, 1, *size) for size in sizes]
         return tuple(warped), tuple(confidence)
 
 
