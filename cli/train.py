@@ -183,9 +183,9 @@ def command(
         budget=Budget(steps, minutes, checkpoint_minutes, validation_minutes, log_steps),
     )
     result = train(config, options)
-    print(
-        f"{result.reason} at step {result.step} after {result.minutes:.1f} minutes: {result.model}"
-    )
+    if result.first:
+        took = f"step {result.step} after {result.minutes:.1f} minutes"
+        print(f"{result.reason} at {took}: {result.model}")
     if result.reason == "stopped":
         raise typer.Exit(INTERRUPTED)
 

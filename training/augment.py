@@ -47,7 +47,13 @@ def prepare(batch: Batch) -> Inputs:
     hue, saturation, contrast = batch["jitter"].flatten(0, 1).unbind(1)
     hue = hue + batch["hue"].repeat_interleave(count)
     reference = jitter_colors(reference, hue, saturation, contrast)
-    return Inputs(photo_l, truth, truth_rgb, reference.unflatten(0, (-1, count)), batch["kinds"])
+    return Inputs(
+        photo_l,
+        truth,
+        truth_rgb,
+        reference.reshape(-1, count, *reference.shape[1:]),
+        batch["kinds"],
+    )
 
 
 def rotate_hue(lab: Tensor, angle: Tensor) -> Tensor:

@@ -191,13 +191,15 @@ def lightness(rgb: Pixels) -> npt.NDArray[np.float32]:
     linear = _LINEAR[rgb]
     y = linear @ np.array((0.212671, 0.715160, 0.072169), dtype=np.float32)
     f = np.where(y > 0.008856, np.cbrt(y), 7.787 * y + 16 / 116)
-    return np.clip((1.16 * f - 0.16), 0, 1).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = np.clip(1.16 * f - 0.16, 0, 1).astype(np.float32)
+    return scaled
 
 
 def _linear_table() -> npt.NDArray[np.float32]:
     value = np.arange(256) / 255
     linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
-    return linear.astype(np.float32)
+    table: npt.NDArray[np.float32] = linear.astype(np.float32)
+    return table
 
 
 _LINEAR = _linear_table()
@@ -209,13 +211,15 @@ def random_affine(strength: float, rng: np.random.Generator) -> npt.NDArray[np.f
     shift = rng.uniform(-strength, strength, 2) * _SHIFT
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = rotation @ np.array([[1, np.tan(shear)], [0, 1]]) / (1 + scale)
-    return np.concatenate((linear, shift[:, None]), axis=1).astype(np.float32)
+    matrix: npt.NDArray[np.float32] = np.hstack((linear, shift[:, None])).astype(np.float32)
+    return matrix
 
 
 def random_jitter(strength: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Hue in radians, and factors of saturation and contrast."""
     drawn = rng.uniform(-strength, strength, 3) * (_HUE, _SATURATION, _CONTRAST)
-    return (drawn + _NO_JITTER).astype(np.float32)
+    jitter: npt.NDArray[np.float32] = (drawn + _NO_JITTER).astype(np.float32)
+    return jitter
 
 
 def _channels_first(image: Pixels) -> Tensor:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+_LONGEST = 150
+
 
 class TrainingError(Exception):
     """A run cannot start or go on; the message is one line that says why and what to do."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What another library's error says, short enough to be quoted."""
+    text = " ".join(str(error).split())
+    return text[:_LONGEST] or type(error).__name__

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 
 _VGG19_LAYOUT = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512)
 _VGG19_TAPS = (8, 13, 22, 31)
@@ -135,8 +135,9 @@ def load_feature_net(path: Path) -> FeatureNet:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors for a damaged file
-        reason = str(error).splitlines()[0][:150]
-        raise TrainingError(f"the feature weights {path} cannot be read: {reason}") from error
+        raise TrainingError(
+            f"the feature weights {path} cannot be read: {in_one_line(error)}"
+        ) from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds no state dict")
     if "fire2.squeeze1x1.weight" in state:
@@ -154,6 +155,7 @@ def load_feature_net(path: Path) -> FeatureNet:
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        lines = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{path} does not fit {type(net).__name__}: {lines}") from error
+        raise TrainingError(
+            f"{path} does not fit {type(net).__name__}: {in_one_line(error)}"
+        ) from error
     return net.float().eval().requires_grad_(False)

@@ -59,12 +59,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: `finished` (its budget is used) or `stopped` (by a signal)."""
+    """How a run ended: `finished` (its budget is used) or `stopped` (by a signal).
+
+    first: whether this is the process, of several, that speaks for the run.
+    """
 
     step: int
     minutes: float
     reason: str
     model: Path
+    first: bool = True
 
 
 class Trainer:
@@ -134,7 +138,8 @@ class Trainer:
     @property
     def net(self) -> PikFix:
         """The network that is trained."""
-        return self.raw.net
+        net: PikFix = self.raw.net
+        return net
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -216,7 +221,8 @@ class Trainer:
         finally:
             if logs is not None:
                 logs.close()
-        return Result(self.step, self.minutes, reason, self.folder / "model.safetensors")
+        model = self.folder / "model.safetensors"
+        return Result(self.step, self.minutes, reason, model, self.fabric.is_global_zero)
 
     def _logs(self, resumed: bool) -> Logs | None:
         if not self.fabric.is_global_zero:

@@ -37,7 +37,7 @@ def histogram(ab: Tensor) -> Tensor:
     centres = torch.linspace(-1, 1, HISTOGRAM_BINS + 1, device=ab.device)[:-1] + 1 / HISTOGRAM_BINS
     pooled = F.avg_pool2d(ab.float(), HISTOGRAM_POOL)
     bins = sphist(pooled, centres, HISTOGRAM_SIGMA, 1)
-    return bins.mean(dim=(2, 3)).unflatten(1, (2, HISTOGRAM_BINS))
+    return bins.mean(dim=(2, 3)).reshape(-1, 2, HISTOGRAM_BINS)
 
 
 def earth_movers(ours: Tensor, target: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     The teacher is averaged onto the student's grid, both are compared after the batch's mean
     feature of each is subtracted: what all pictures share carries no meaning.
     """
-    teacher = F.adaptive_avg_pool2d(teacher.float(), student.shape[-2:])
+    height, width = student.shape[-2:]
+    teacher = F.adaptive_avg_pool2d(teacher.float(), (height, width))
     student = student.float()
     student = student - student.mean(dim=(0, 2, 3), keepdim=True)
     teacher = teacher - teacher.mean(dim=(0, 2, 3), keepdim=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pikfix.training.dataset import lightness
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.features import FeatureNet
 from pikfix.training.photo_store import PhotoStore, Pixels
 
@@ -55,7 +56,8 @@ def nearest(vectors: Vectors, count: int, pool: Vectors | None = None) -> Table:
         count = min(count, len(others) - 1)
     count = min(count, len(others))
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    return order.astype(np.int32)
+    table: Table = order.astype(np.int32)
+    return table
 
 
 def save_table(path: Path, table: Table, store: PhotoStore) -> None:
@@ -81,8 +83,10 @@ def load_table(path: Path, store: PhotoStore) -> Table:
             table, names = content, None
         else:
             table, names = content["table"], [str(name) for name in content["names"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(f"the neighbour table {path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise TrainingError(
+            f"the neighbour table {path} cannot be read: {in_one_line(error)}"
+        ) from error
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer) or not table.size:
         raise TrainingError(f"{path}: a neighbour table is [N, K] integers, not {table.shape}")
     if names is not None and names != store.names:
@@ -92,7 +96,8 @@ def load_table(path: Path, store: PhotoStore) -> Table:
             f"the neighbour table {path} is for {len(table)} photos, the folder has {len(store)}: "
             "make it anew"
         )
-    return table.astype(np.int32)
+    checked: Table = table.astype(np.int32)
+    return checked
 
 
 def _renumber(
@@ -142,4 +147,5 @@ def _statistics(photo: Pixels) -> Vectors:
     np.add.at(texture, (rows, columns, angle), strength)
     parts = [thumbnail.ravel(), np.sqrt(counts), np.sqrt(texture.ravel() / cell**2)]
     unit = [part / max(float(np.linalg.norm(part)), 1e-8) for part in parts]
-    return np.concatenate(unit).astype(np.float32)
+    vector: Vectors = np.concatenate(unit).astype(np.float32)
+    return vector

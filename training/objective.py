@@ -77,7 +77,8 @@ class TrainingModule(nn.Module):
         semantic = None
         if self.head is not None:
             photo, reference = self._deepest
-            first = reference.unflatten(0, (len(photo), -1))[:, 0]
+            # References follow each other photo by photo.
+            first = reference[:: len(reference) // len(photo)]
             semantic = self.head(torch.cat((photo, first)))
             self._deepest.clear()
         return Outputs(restored if config.trains_restoration else None, ab, semantic)
@@ -151,7 +152,7 @@ class Objective:
                 return truth
             batch, count = inputs.kinds.shape
             reference = losses.histogram(inputs.reference_lab[:, :, 1:].flatten(0, 1))
-            reference = reference.unflatten(0, (batch, count))
+            reference = reference.reshape(batch, count, *reference.shape[1:])
             weight = near.float()[..., None, None]
             mean = (reference * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
             return torch.where(useful[:, None, None], mean, truth)

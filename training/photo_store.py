@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -160,7 +160,7 @@ def _decode(path: Path, side: int) -> Pixels | str:
                 return "grey"
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"unreadable: {error}".splitlines()[0][:120]
+        return f"unreadable: {in_one_line(error)}"
     if is_grey(image):
         return "grey"
     scale = side / min(image.size)
@@ -222,7 +222,7 @@ def _write_cache(cache: Path, key: str, store: PhotoStore) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         # The index goes last: it vouches for the pixels.
         _index_path(cache).unlink(missing_ok=True)
-        write_atomically(cache, memoryview(store._pixels))
+        write_atomically(cache, store._pixels.data)
         write_atomically(_index_path(cache), json.dumps(content).encode())
     except OSError as error:
         raise TrainingError(

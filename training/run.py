@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from pikfix.networks import CheckpointError, PikFix, load_checkpoint
 from pikfix.training.config import TrainConfig, differences
@@ -73,15 +73,17 @@ def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = 
     Raises:
         TrainingError: it cannot start or go on; the message says what to do.
     """
-    state = _check(config, options)
+    state, warnings = _check(config, options)
     reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
     try:
+        for warning in warnings:
+            reporter.say(f"{warning}: resuming from the state before it")
         return _train(config, options, reporter, state)
     finally:
         reporter.close()
 
 
-def _check(config: TrainConfig, options: RunOptions) -> State | None:
+def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list[str]]:
     """Refuse what cannot work before anything slow happens; returns the state to resume."""
     folder = options.folder
     if options.device not in ("cpu", "cuda"):
@@ -97,17 +99,15 @@ def _check(config: TrainConfig, options: RunOptions) -> State | None:
             raise TrainingError(
                 f"{folder} already holds a run: continue it with --resume, or choose another folder"
             )
-        return None
+        return None, []
     state, warnings = load_state(folder)
-    for warning in warnings:
-        print(f"{warning}: resuming from the state before it", flush=True)
     changed = differences(json.loads(state["config"]), json.loads(json.dumps(config.to_dict())))
     if changed:
         raise TrainingError(
             f"the run in {folder} has another configuration ({'; '.join(changed)}): resume it with "
             "its own, or start another run with --init"
         )
-    return state
+    return state, warnings
 
 
 def _train(

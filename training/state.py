@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.photo_store import write_atomically
 
 STATE = "state.pt"
@@ -60,7 +60,7 @@ def load_state(folder: Path) -> tuple[State, list[str]]:
         try:
             state: State = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load has no common error for damaged files
-            warnings.append(f"{path} is damaged ({str(error).splitlines()[0][:100]})")
+            warnings.append(f"{path} is damaged ({in_one_line(error)})")
             continue
         return state, warnings
     if warnings:

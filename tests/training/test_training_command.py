@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pikfix.cli.main import main
+from pikfix.networks import load_checkpoint
+
+# The preset's layout with everything small, by the command line's own switches.
+SMALL = [
+    *("--ablation", "restoration_channels=4", "--ablation", "restoration_growth=2"),
+    *("--ablation", "restoration_blocks=1", "--ablation", "restoration_units=1"),
+    *("--ablation", "backbone_blocks=1,1,1,1", "--ablation", "backbone_width=4"),
+    *("--ablation", "adapter_channels=4", "--ablation", "feature_channels=8"),
+    *("--ablation", "bins=8", "--ablation", "stem_channels=4", "--ablation", "growth=4"),
+    *("--ablation", "encoder_units=1,1,1,1", "--ablation", "bottleneck=8"),
+    *("--ablation", "fusion_units=1", "--ablation", "decoder_channels=8,8,8,4,4"),
+    *("--ablation", "decoder_units=1,1,1,1,1"),
+    *("--batch", "2", "--crop", "64", "--workers", "0", "--threads", "1"),
+    *("--loss", "discriminator_width=4", "--data", "side=80"),
+]
+
+
+def _train(photos, out, *words):
+    return main(["train", "--photos", str(photos), "-o", str(out), *SMALL, *words])
+
+
+def test_training_and_resuming_from_the_command_line(photo_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert _train(photo_folder, run, "--steps", "1", "--optimizer", "ema=0.5") == 0
+    assert "finished at step 1" in capsys.readouterr().out
+    words = ("--steps", "2", "--resume", "--optimizer", "ema=0.5")
+    assert _train(photo_folder, run, *words) == 0
+    assert "resuming at step 1" in capsys.readouterr().err
+    assert load_checkpoint(run / "model.safetensors").config.bins == 8
+    assert json.loads((run / "config.json").read_text())["training"]["optimizer"]["ema"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    ["similarity=none", "similarity=single", "fusion=input_ab", "restoration_levels=1"],
+)
+def test_the_papers_ablations_train(photo_folder, tmp_path, ablation):
+    assert _train(photo_folder, tmp_path / "run", "--steps", "1", "--ablation", ablation) == 0
+    name, _, value = ablation.partition("=")
+    config = load_checkpoint(tmp_path / "run" / "model.safetensors").config
+    assert getattr(config, name) == ((1,) if value == "1" else value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ablation", "bin=3"), "--ablation bin=3: give NAME=VALUE with one of name,"),
+        (("--ablation", "bins=many"), "give a whole number"),
+        (("--ablation", "similarity=some"), "similarity is 'some'"),
+        (("--loss", "chroma"), "give NAME=VALUE"),
+        (("--loss", "chroma=-1"), "at least 0"),
+        (("--optimizer", "ema=2"), "it must be in [0, 1)"),
+        (("--train", "decoder"), "choose from restoration, similarity, colorization"),
+        (("--crop", "50"), "multiple of 32"),
+        (("--preset", "huge"), "compact"),
+        (("--minutes", "-1"), "--minutes"),
+    ],
+)
+def test_wrong_usage(photo_folder, tmp_path, capsys, words, message):
+    assert _train(photo_folder, tmp_path / "run", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_failures_are_one_line(photo_folder, tmp_path, capsys):
+    assert _train(tmp_path / "nowhere", tmp_path / "run", "--steps", "1") == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("pikfix: ")
+    assert "is not a folder" in error[-1]
+
+
+def test_temperature_annealing_can_be_switched_off(photo_folder, tmp_path):
+    words = ("--steps", "1", "--optimizer", "temperature_start=none")
+    assert _train(photo_folder, tmp_path / "run", *words) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert config["optimizer"]["temperature_start"] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_gpu(photo_folder, tmp_path):
+    assert _train(photo_folder, tmp_path / "run", "--steps", "2", "--device", "cuda") == 0
