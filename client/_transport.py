@@ -10,10 +10,10 @@ import json
 import re
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
-import tritonclient.grpc as triton  # type: ignore[import-untyped]
-import tritonclient.grpc.aio as triton_aio  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+import grpc
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
 
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 

@@ -25,7 +25,8 @@ class ResidualDenseBlock(nn.Module):
         features = x
         for unit in self.units:
             features = torch.cat((features, F.relu(unit(features))), dim=1)
-        return x + self.fuse(features)
+        fused: Tensor = self.fuse(features)
+        return x + fused
 
 
 class DenseUnit(nn.Module):

@@ -92,18 +92,20 @@ class Colorization(nn.Module):
         self.encoder = nn.ModuleList()
         channels = config.stem_channels
         skips = [channels]
+        fused_channels = []
         for units in config.encoder_units:
             stage = EncoderStage(channels, units, config)
             self.encoder.append(stage)
             skips.append(stage.skip_channels)
             channels = stage.out_channels
+            fused_channels.append(channels)
         self.fusion_scales = {
             "input_ab": (),
             "single_scale_histogram": (_SINGLE_FUSION_SCALE,),
         }.get(self.fusion, tuple(range(PYRAMID_LEVELS)))
         self.fusions = nn.ModuleDict(
             {
-                str(scale): FusionModule(self.encoder[scale].out_channels, config)
+                str(scale): FusionModule(fused_channels[scale], config)
                 for scale in self.fusion_scales
             }
         )

@@ -28,7 +28,7 @@ class ResidualDenseLevel(nn.Module):
         )
 
     def forward(self, luminance: Tensor) -> Tensor:
-        head = self.head(luminance)
+        head: Tensor = self.head(luminance)
         features = head
         outputs = []
         for block in self.blocks:
@@ -88,6 +88,6 @@ class Restoration(nn.Module):
             outputs.append(
                 F.interpolate(features, scale_factor=scale, mode="bilinear", align_corners=False)
             )
-        change = self.output(F.relu(self.merge(torch.cat(outputs, dim=1))))
+        change: Tensor = self.output(F.relu(self.merge(torch.cat(outputs, dim=1))))
         restored = photo_l + change[..., :height, :width]
         return restored if self.training else restored.clamp(-1, 1)

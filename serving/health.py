@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 State = Literal["healthy", "busy", "unhealthy", "down"]
 

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from pikfix.serving import launcher, preflight, processes
 from pikfix.serving.arguments import Endpoint
