@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +16,14 @@ from rich.console import Console
 from rich.progress import track
 
 from pikfix.cli.problems import CommandError, UsageError
-from pikfix.evaluation.choosers import LuminanceChooser, ReferenceChooser
+from pikfix.evaluation.choosers import LibraryChooser, ReferenceChooser
 from pikfix.evaluation.pictures import find_pictures
 from pikfix.evaluation.protocols import DEFAULT_REFERENCES, evaluate
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.networks import load_checkpoint
+from pikfix.references.builder import build_library
+from pikfix.references.library import Library
+from pikfix.references.manifest import FILE as LIBRARY_FILE
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
 
@@ -63,7 +67,10 @@ def command(
     ],
     references: Annotated[
         Path | None,
-        typer.Option(help="Folder of colour photos to choose references from (colorize, full)."),
+        typer.Option(
+            help="Folder of colour photos to choose references from (colorize, full), or a library "
+            "of them, which saves reading them again."
+        ),
     ] = None,
     count: Annotated[
         int, typer.Option(min=1, max=64, help="References given to the model at once.")
@@ -97,10 +104,7 @@ def command(
     model = load_checkpoint(checkpoint, device)
     choose: ReferenceChooser | None = None
     if automatic and references is not None:
-        pool = LuminanceChooser(find_pictures(references))
-        for reason in pool.skipped.values():
-            print(f"reference left out: {reason}", file=sys.stderr)
-        choose = pool
+        choose = LibraryChooser(_library(references, checkpoint))
     damage = DEGRADATIONS[strength.value]
 
     def spoil(
@@ -129,3 +133,15 @@ def command(
         write_sheet(result, sheet)
     console = Console() if sys.stdout.isatty() else Console(width=_TABLE_WIDTH)
     console.print(table(result))
+
+
+def _library(references: Path, checkpoint: Path) -> Library:
+    """Open a library, or one that is made of a folder of photos for this run alone."""
+    if (references / LIBRARY_FILE).exists():
+        return Library(references)
+    with tempfile.TemporaryDirectory(prefix="pikfix-references-") as folder:
+        built = build_library(references, Path(folder), backbone=checkpoint)
+        for one in built.left_out:
+            print(f"reference left out: {one.reason}", file=sys.stderr)
+        # What is mapped into memory stays readable when the folder is gone.
+        return Library(Path(folder))

@@ -1,7 +1,6 @@
-"""How an automatic reference is found: the interface, the pool, and a plain chooser.
+"""How an automatic reference is found: the interface, the product's chooser, and a plain one.
 
-`pikfix.references` ranks by texture and structure; anything with the call signature of
-`ReferenceChooser` serves here.
+Anything with the call signature of `ReferenceChooser` serves in the protocols.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from torch.nn import functional as F
 
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
+from pikfix.references import LibraryError
+from pikfix.references.library import Library
+from pikfix.references.pictures import read_picture, reduce_luminance
 
 MIN_CHROMA = 3.0
 """References with less mean chroma (Lab units) are grey and have no colour to give."""
@@ -35,10 +37,36 @@ class ReferenceChooser(Protocol):
         ...
 
 
+class LibraryChooser:
+    """Ranks a library by texture and structure, as server and command line do.
+
+    Pik-Fix (Xu et al., WACV 2023), sec. 3.5; see `pikfix.references`.
+
+    Args:
+        library: an opened library.
+        count: references to rank per photo.
+    """
+
+    def __init__(self, library: Library, count: int = 64) -> None:
+        self._library, self._count = library, count
+
+    def __call__(self, luminance: Tensor, exclude: Path) -> list[Path]:
+        """Rank the library for a photo [1, 1, H, W], without the photo itself and its copies."""
+        picture = reduce_luminance(luminance[0, 0].float().cpu().numpy())
+        try:
+            # The luminance may be a damaged crop; what must not be found is the whole photo.
+            original = read_picture(exclude) if exclude.is_file() else None
+            matches = self._library.rank(picture, self._count, original=original)
+        except LibraryError as error:
+            raise EvaluationError(str(error)) from error
+        return [match.path for match in matches]
+
+
 class LuminanceChooser:
     """Ranks references by global statistics of their luminance: its layout and its histogram.
 
-    Deterministic and without weights: the plainest chooser that looks at the photo at all.
+    Deterministic and without weights: the plainest chooser that looks at the photo at all, which
+    `LibraryChooser` has to be better than.
 
     Args:
         pool: reference files; grey and unreadable ones are left out (see `skipped`).

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from pikfix.references.errors import LibraryError
 from pikfix.references.manifest import Entry, Manifest, read_manifest
 from pikfix.references.pictures import Picture
 from pikfix.references.scoring import Layout, Weights, pool_features, score
-from pikfix.references.segments import Features, gather, open_segment
+from pikfix.references.segments import gather, open_segment
 from pikfix.references.shortlist import Shortlist
 
 SHORTLIST = 200
@@ -45,6 +47,13 @@ class Match:
     score: float
     texture: float
     structure: float
+
+
+class _Scored(NamedTuple):
+    entry: Entry
+    texture: float
+    structure: float
+    fingerprint: fingerprint.Bytes
 
 
 class Library:
@@ -110,6 +119,7 @@ class Library:
         *,
         shortlist: int = SHORTLIST,
         copies: bool = False,
+        original: Picture | None = None,
     ) -> list[Match]:
         """Rank the library for a photo, the best first.
 
@@ -118,21 +128,27 @@ class Library:
             top: how many to return at most.
             shortlist: candidates to score.
             copies: keep copies of the photo itself among the result.
+            original: what the photo was made from by cropping or damaging it; its copies are
+                left out as well.
 
         Raises:
             LibraryError: pictures were found, but none of their files exists any more.
         """
         photo = describe(self.backbone, picture)
-        found = self.score_rows(photo, picture, max(shortlist, top), copies=copies)
+        found = self._score(photo, max(shortlist, top))
+        if not copies:
+            found = self._without_copies(
+                found, [picture] if original is None else [picture, original]
+            )
         matches: list[Match] = []
         missing = 0
-        for entry, texture, structure in found:
-            path = self.pictures / entry.name
+        for one in found:
+            path = self.pictures / one.entry.name
             if not path.is_file():
                 missing += 1
                 continue
-            total = texture + structure
-            matches.append(Match(entry.name, path, total, texture, structure))
+            total = one.texture + one.structure
+            matches.append(Match(one.entry.name, path, total, one.texture, one.structure))
             if len(matches) == top:
                 break
         if missing and not matches:
@@ -142,27 +158,30 @@ class Library:
             )
         return matches
 
-    def score_rows(
-        self,
-        photo: tuple[Tensor, Tensor],
-        picture: Picture,
-        shortlist: int,
-        *,
-        copies: bool = False,
-    ) -> list[tuple[Entry, float, float]]:
-        """Score a shortlist: entries with texture and structure, the best first."""
-        numbers = self._shortlist.search(self.layout, photo, shortlist)
-        entries: Sequence[Entry] = [self.manifest.entries[number] for number in numbers]
-        features: Features = gather(self._segments, entries)
+    def _score(self, photo: tuple[Tensor, Tensor], count: int) -> list[_Scored]:
+        """Score a shortlist, the best first."""
+        numbers = self._shortlist.search(self.layout, photo, count)
+        entries = [self.manifest.entries[number] for number in numbers]
+        features = gather(self._segments, entries)
         candidates = (torch.from_numpy(features.means), torch.from_numpy(features.maps))
         texture, structure = score(self.layout, self.weights, photo, candidates)
-        own = fingerprint.orientations(fingerprint.fingerprint(picture.luminance))
-        distance = fingerprint.distances(own, features.fingerprints)
         order = torch.argsort(texture + structure, descending=True, stable=True).tolist()
         return [
-            (entries[i], float(texture[i]), float(structure[i]))
+            _Scored(entries[i], float(texture[i]), float(structure[i]), features.fingerprints[i])
             for i in order
-            if copies or distance[i] > fingerprint.COPY_DISTANCE
+        ]
+
+    def _without_copies(self, found: list[_Scored], of: Sequence[Picture]) -> list[_Scored]:
+        if not found:
+            return found
+        own = np.concatenate(
+            [fingerprint.orientations(fingerprint.fingerprint(picture.luminance)) for picture in of]
+        )
+        distance = fingerprint.distances(own, np.stack([one.fingerprint for one in found]))
+        return [
+            one
+            for one, bits in zip(found, distance, strict=True)
+            if bits > fingerprint.COPY_DISTANCE
         ]
 
 

@@ -76,7 +76,7 @@ def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:
     """Reduce a luminance [H, W] in L/50 - 1 of a photo that is to be colorized."""
     image = Image.fromarray(np.ascontiguousarray(luminance, dtype=np.float32), mode="F")
-    return Picture(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+    return Picture(np.array(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
 
 
 def read_pixels(path: Path, shrink_to: int = 2 * SIDE) -> npt.NDArray[np.uint8]:
