@@ -30,7 +30,7 @@ _CHUNK_ELEMENTS = 1 << 20
 _MIN_ROWS = 32
 # Queries that are screened together: more would share fewer useless keys.
 _SCREEN_ROWS = 128
-# Below this many keys the screen costs more than it saves.
+# Below this many keys the screen, and bfloat16 with it, costs more than it saves.
 _SCREEN_KEYS = 512
 # Key counts are rounded up to one of so many: every new size compiles new products.
 _SIZES = 16
@@ -209,6 +209,8 @@ def _one_item(
     form = reduced_form(query.dtype)
     if form == "attention":
         return [_attention(query, key, values, temperature)]
+    if key.shape[0] < _SCREEN_KEYS:
+        form = "float32"
     if form == "float32" and query.dtype != torch.float64:
         query, key, values = query.float(), key.float(), values.float()
     if form == "shifted" or _worth_a_screen(query, key, temperature):
@@ -239,8 +241,8 @@ def forward(
     """Warped [B, N, D] (float32 if wide), confidence [B, N] and log-sum-exp [B, N]."""
     batch, queries, _ = query.shape
     statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
-    dtype = torch.float32 if wide else values.dtype
-    warped = values.new_zeros(batch, queries, values.shape[2], dtype=dtype)
+    out_dtype = torch.float32 if wide else values.dtype
+    warped = values.new_zeros(batch, queries, values.shape[2], dtype=out_dtype)
     confidence = query.new_zeros(batch, queries, dtype=statistics)
     logsumexp = query.new_zeros(batch, queries, dtype=statistics)
     dtype = _compute_dtype(query)

@@ -88,7 +88,11 @@ def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
     }
     by_query = {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns}
     by_key = {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
-    shared = {"table": table, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    shared: dict[str, Any] = {
+        "table": table,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
     if tile.kernel == "forward":
         module = correlation_warp_triton
         for partial, masked in ((False, False), (True, True)):
@@ -149,7 +153,7 @@ def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
 
 def _other_jobs(table: tiles.Table) -> Iterator[Job]:
     """Kernels without a tile table: merge, prologue and SPHist."""
-    shared = {"table": table, "num_warps": 4, "num_stages": 3, "matrix": False}
+    shared: dict[str, Any] = {"table": table, "num_warps": 4, "num_stages": 3, "matrix": False}
     yield Job(
         name="merge-D128",
         kernel=correlation_warp_triton.merge_kernel,

@@ -10,8 +10,7 @@ from pikfix.kernels import naive
 
 def _patches(channels, count, shift):
     """Features of a real photo: random projections of its patches at three scales."""
-    from skimage import data
-
+    data = pytest.importorskip("skimage").data
     side = int(count**0.5) + 1
     grey = torch.tensor(data.astronaut().mean(-1) / 255).float()[None, None]
     grey = torch.nn.functional.interpolate(grey.roll(shift, dims=2), (side * 8, side * 8))

@@ -200,7 +200,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
-@pytest.mark.parametrize(("direction", "large"), [("forward", 65536), ("backward", 16384)])
+@pytest.mark.parametrize(("direction", "large"), [("forward", 65536), ("backward", 8192)])
 def test_peak_memory_is_linear(direction, large):
     def peak(size):
         command = [sys.executable, "-c", _PEAK, str(size), direction]
@@ -208,6 +208,6 @@ def test_peak_memory_is_linear(direction, large):
         return json.loads(done.stdout) * 1024
 
     small_peak, large_peak = peak(large // 4), peak(large)
-    fixed = 64 * 2**20  # chunks and library buffers, whatever the size
+    fixed = 96 * 2**20  # chunks and library buffers, whatever the size
     assert large_peak <= 4 * small_peak + fixed
-    assert large_peak < large * large * 2 / 4, "a quarter of the bfloat16 map"
+    assert large_peak < max(large * large * 2 / 8, fixed), "an eighth of the bfloat16 map"
