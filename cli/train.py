@@ -12,7 +12,7 @@ import torch
 import typer
 
 from pikfix.cli.problems import INTERRUPTED, UsageError
-from pikfix.training.config import TERMS, preset
+from pikfix.training.config import PARTS, TERMS, preset
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train
 
@@ -71,7 +71,14 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Change a field of the networks' configuration."),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SUBNET=]CHECKPOINT",
+            help="Start from a checkpoint's weights, or from one sub-net's of it; may be repeated. "
+            "With --steps 0 this merges sub-nets that were trained apart.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run exactly.")] = False,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Budget of the whole run over all resumes.")
@@ -174,7 +181,7 @@ def command(
         validation=val,
         feature_weights=feature_weights,
         neighbours=neighbours,
-        init=init,
+        init=tuple(_origin(word) for word in init or []),
         cache=cache,
         resume=resume,
         device=device.value,
@@ -188,6 +195,14 @@ def command(
         print(f"{result.reason} at {took}: {result.model}")
     if result.reason == "stopped":
         raise typer.Exit(INTERRUPTED)
+
+
+def _origin(word: str) -> tuple[str | None, Path]:
+    """Split `[SUBNET=]CHECKPOINT`."""
+    part, equals, path = word.partition("=")
+    if equals and part in PARTS:
+        return part, Path(path)
+    return None, Path(word)
 
 
 def _changed(

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from pikfix.networks import CheckpointError, PikFix, load_checkpoint
-from pikfix.training.config import TrainConfig, differences
+from pikfix.training.config import PARTS, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError
 from pikfix.training.features import FeatureNet, load_feature_net
@@ -45,7 +45,8 @@ class RunOptions:
     validation: folder of photos that are not trained on, or None.
     feature_weights: of a frozen feature net, or None.
     neighbours: a table made elsewhere, or None.
-    init: a pikfix checkpoint to start from, or None.
+    init: checkpoints to start from: (sub-net, checkpoint) takes one of `PARTS` from it, and
+        (None, checkpoint) takes all; later ones win.
     cache: file for the decoded photos, or None to keep them in memory.
     resume: continue the run in `folder`.
     validation_side: of the validation's centre crops.
@@ -56,7 +57,7 @@ class RunOptions:
     validation: Path | None = None
     feature_weights: Path | None = None
     neighbours: Path | None = None
-    init: Path | None = None
+    init: tuple[tuple[str | None, Path], ...] = ()
     cache: Path | None = None
     resume: bool = False
     device: str = "cpu"
@@ -185,8 +186,9 @@ def _trainer(
 ) -> Trainer:
     torch.manual_seed(config.seed)
     net = PikFix(config.network)
-    if options.init is not None and not options.resume:
-        _init(net, options.init)
+    if not options.resume:
+        for part, path in options.init:
+            _init(net, part, path)
     distils = config.loss.distillation > 0 and features is not None
     module = TrainingModule(
         net, config, features.channels if distils and features is not None else None
@@ -245,14 +247,19 @@ def _fabric(config: TrainConfig, options: RunOptions) -> Fabric:
     )
 
 
-def _init(net: PikFix, path: Path) -> None:
-    """Load the weights of a checkpoint; temperature, sigma and dropout may differ."""
+def _init(net: PikFix, part: str | None, path: Path) -> None:
+    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ."""
+    if part is not None and part not in PARTS:
+        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(PARTS)}")
     try:
         source = load_checkpoint(path)
     except CheckpointError as error:
         raise TrainingError(str(error)) from error
     try:
-        net.load_state_dict(source.state_dict())
+        if part is None:
+            net.load_state_dict(source.state_dict())
+        else:
+            net.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
     except RuntimeError as error:
         changed = differences(source.config.to_dict(), net.config.to_dict())
         raise TrainingError(
@@ -298,11 +305,11 @@ def first_photos(store: PhotoStore, count: int) -> PhotoStore:
     return PhotoStore.of(photos, store.names[:count], store.skipped)
 
 
-def _started_from(options: RunOptions, state: State | None) -> str | None:
+def _started_from(options: RunOptions, state: State | None) -> list[str]:
     if state is not None:
-        started: str | None = json.loads(state["facts"])["started_from"]
+        started: list[str] = json.loads(state["facts"])["started_from"]
         return started
-    return options.init.name if options.init is not None else None
+    return [f"{part or 'all'} {path.name}" for part, path in options.init]
 
 
 def _digest(table: Table) -> str:

@@ -414,7 +414,7 @@ def test_other_photos_are_refused(config, run, photo_folder, tmp_path):
         ({"validation": Path("nowhere")}, "nowhere is not a folder"),
         ({"feature_weights": Path("nowhere.pth")}, "nowhere.pth cannot be read"),
         ({"neighbours": Path("nowhere.npz")}, "nowhere.npz cannot be read"),
-        ({"init": Path("nowhere.safetensors")}, "nowhere.safetensors"),
+        ({"init": ((None, Path("nowhere.safetensors")),)}, "nowhere.safetensors"),
         ({"resume": True}, "no run to resume"),
         ({"device": "tpu"}, "choose cpu or cuda"),
         ({"devices": 3}, "cannot be shared by 3 devices"),
@@ -495,7 +495,7 @@ def test_the_model_loads_and_starts_the_next_run(config, run, tmp_path):
     assert TrainConfig.from_dict(json.loads(metadata["training"])) == config()
     network = dataclasses.replace(config().network, temperature=0.02)
     frozen = OptimizerConfig(batch=2, learning_rate=1e-12, precision="fp32", warmup=1, ema=0)
-    run(config(network=network, optimizer=frozen), "second", steps=1, init=path)
+    run(config(network=network, optimizer=frozen), "second", steps=1, init=((None, path),))
     first, second = _weights(tmp_path / "first"), _weights(tmp_path / "second")
     for name, tensor in first.items():
         if "running" not in name and "num_batches" not in name:
@@ -503,7 +503,20 @@ def test_the_model_loads_and_starts_the_next_run(config, run, tmp_path):
     assert load_checkpoint(tmp_path / "second" / "model.safetensors").config.name == "tiny"
     wider = dataclasses.replace(config().network, bins=16)
     with pytest.raises(TrainingError, match=r"bins: 8 -> 16"):
-        run(config(network=wider), "third", steps=1, init=path)
+        run(config(network=wider), "third", steps=1, init=((None, path),))
+
+
+def test_sub_nets_that_were_trained_apart_are_merged(config, run, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        run(config(seed=seed), name, steps=1)
+    a, b = (tmp_path / name / "model.safetensors" for name in "ab")
+    run(config(), "merged", steps=0, init=((None, a), ("restoration", b)))
+    merged, first, second = (_weights(tmp_path / name) for name in ("merged", "a", "b"))
+    for name, tensor in merged.items():
+        source = second if name.startswith("restoration.") else first
+        assert torch.equal(tensor, source[name]), name
+    with pytest.raises(TrainingError, match="there is no sub-net 'decoder'"):
+        run(config(), "other", steps=0, init=(("decoder", a),))
 
 
 def test_an_interrupted_annealing_exports_the_temperature_it_reached(config, run, tmp_path):
