@@ -10,10 +10,9 @@ from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network of the paper's layout with seeded weights that change their input."""
-    torch.manual_seed(0)
-    config = PikFixConfig(
+def tiny_config() -> PikFixConfig:
+    """The paper's layout, every width cut down."""
+    return PikFixConfig(
         name="tiny",
         restoration_channels=8,
         restoration_growth=4,
@@ -30,7 +29,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decoder_channels=(16, 16, 8, 8, 8),
         decoder_units=(1, 1, 1, 1, 1),
     )
-    model = PikFix(config)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network with seeded weights that change their input."""
+    torch.manual_seed(0)
+    model = PikFix(tiny_config)
     for layer in (model.restoration.output, model.colorization.output):
         torch.nn.init.normal_(layer.weight, std=0.05)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,3 +229,16 @@ def test_server_is_healthy_after_all(server: RunningServer) -> None:
     assert server.health().state == "healthy"
     assert server.restarts == 0
     assert server.dead_instances() == []
+
+
+def test_the_readmes_client_works_as_written(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("old.jpg").write_bytes(encoded(photo(120, 80)))
+    Path("colour.jpg").write_bytes(reference())
+    assert "localhost:8001" in snippet
+    exec(snippet.replace("localhost:8001", server.grpc_url), {})
+    assert Image.open("restored.jpg").size == (120, 80)
