@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pikfix.cli.runner import References
 
 app = typer.Typer(help="Build and search a library of colour references.", no_args_is_help=True)
 
@@ -160,7 +163,7 @@ def serve_from(library: Path) -> None:
     os.environ[LIBRARY_VARIABLE] = str(library.resolve())
 
 
-def choose_here(library: Path) -> Callable[[bytes], Sequence[bytes]]:
+def choose_here(library: Path) -> References:
     """Choose from a library of this machine what to send to a server elsewhere.
 
     Returns:

@@ -300,8 +300,7 @@ class _Build:
             segments = [segments[number] for number in used]
         opened = [open_segment(self.library / name, self.layout) for name in segments]
         backbone_file = f"backbone-{self.network.digest[:16]}.safetensors"
-        if not (self.library / backbone_file).exists():
-            write_atomically(self.library / backbone_file, self.network.to_bytes())
+        write_atomically(self.library / backbone_file, self.network.to_bytes())
         index = build_shortlist(self.library, self.layout, opened, entries)
         made = Manifest(
             pictures=str(self.pictures.resolve()),

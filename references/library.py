@@ -206,6 +206,6 @@ def open_backbone(path: Path, manifest: Manifest) -> Backbone:
     if backbone.digest != manifest.backbone_digest:
         raise LibraryError(
             f"{file} is another backbone ({backbone.digest[:12]}) than the library was built with "
-            f"({manifest.backbone_digest[:12]}): build it again with --rebuild"
+            f"({manifest.backbone_digest[:12]}): build it again and give that one with --backbone"
         )
     return backbone

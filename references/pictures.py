@@ -22,7 +22,8 @@ SUFFIXES = frozenset(
 MIN_CHROMA = 3.0
 """Mean chroma in Lab units below which a picture counts as grey."""
 MIN_TINT_SPREAD = 2.0
-"""Deviation of ab from their mean, in Lab units, below which a picture has one tint: sepia."""
+"""Deviation of ab among places of equal L, in Lab units, below which a picture is toned: sepia."""
+_LIGHTNESS_STEPS = 32
 
 _AB_SCALE = 110.0
 
@@ -34,7 +35,8 @@ class Picture:
     Attributes:
         luminance: [256, 256] float32, L/50 - 1.
         chroma: mean chroma in Lab units.
-        tint_spread: root mean square distance of ab from their mean, in Lab units.
+        tint_spread: root mean square distance of ab from their mean among places of (nearly) the
+            same L, in Lab units. Toning makes colour a function of lightness alone.
     """
 
     luminance: npt.NDArray[np.float32]
@@ -65,12 +67,20 @@ def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     lab = lab_planes(np.asarray(small))
     ab = lab[1:] * _AB_SCALE
-    spread = ab - ab.mean(axis=(1, 2), keepdims=True)
     return Picture(
-        lab[0],
-        chroma=float(np.hypot(ab[0], ab[1]).mean()),
-        tint_spread=float(np.sqrt((spread**2).sum(axis=0).mean())),
+        lab[0], chroma=float(np.hypot(ab[0], ab[1]).mean()), tint_spread=_tint_spread(lab[0], ab)
     )
+
+
+def _tint_spread(luminance: npt.NDArray[np.float32], ab: npt.NDArray[np.float32]) -> float:
+    steps = np.minimum((luminance + 1) * (_LIGHTNESS_STEPS / 2), _LIGHTNESS_STEPS - 1)
+    step = steps.astype(np.intp).ravel()
+    count = np.maximum(np.bincount(step, minlength=_LIGHTNESS_STEPS), 1)
+    squares = 0.0
+    for channel in ab:
+        mean = np.bincount(step, channel.ravel(), _LIGHTNESS_STEPS) / count
+        squares += float(((channel.ravel() - mean[step]) ** 2).mean())
+    return squares**0.5
 
 
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:

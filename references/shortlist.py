@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss  # type: ignore[import-untyped]
+import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -168,7 +168,7 @@ class Shortlist:
             width = projection.texture_weights.shape[1] + projection.components.shape[1] + 1
             if vectors.dtype != np.float32 or vectors.ndim != 2 or vectors.shape[1] != width:
                 raise ValueError("its parts do not fit together")
-            inverted = None
+            inverted: Any = None
             if len(vectors) > EXACT_LIMIT:
                 if not (folder / _INVERTED).is_file():
                     raise FileNotFoundError(2, "No such file", str(folder / _INVERTED))
