@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from pikfix.training.photo_store import write_atomically
+from pikfix.training.schedule import progress
 
 _LINE_SECONDS = 60.0
 
@@ -175,7 +176,7 @@ class Reporter:
             values: the newest means.
         """
         losses = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        done = self.progress(step, elapsed)
+        done = progress(step, elapsed, self._steps, self._minutes)
         left = ""
         if done:
             left = f", {_duration(elapsed * (1 - done) / done)} left"
@@ -186,23 +187,10 @@ class Reporter:
             self._last_line = time.monotonic()
             self.say(f"step {step}, {_duration(elapsed)}, {text}")
 
-    def progress(self, step: int, elapsed: float) -> float:
-        """Share of the budget that is used, 0 to 1; 0 without a budget."""
-        return progress(step, elapsed, self._steps, self._minutes)
-
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
-
-
-def progress(step: int, elapsed: float, steps: int | None, minutes: float | None) -> float:
-    """Share of a budget of steps, else of minutes, that is used; 0 without one."""
-    if steps:
-        return min(1.0, step / steps)
-    if minutes:
-        return min(1.0, elapsed / minutes)
-    return 0.0
 
 
 def _duration(minutes: float) -> str:

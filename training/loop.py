@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,29 +14,26 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import nn
 
 from pikfix.networks import PikFix, save_checkpoint
-from pikfix.training import losses
+from pikfix.training import losses, schedule
 from pikfix.training.augment import Inputs, prepare
 from pikfix.training.average import Average
 from pikfix.training.config import TrainConfig
 from pikfix.training.dataset import Batch, TrainingBatches, batch_loader
 from pikfix.training.errors import TrainingError
-from pikfix.training.logs import Logs, Meter, Reporter, progress
+from pikfix.training.logs import Logs, Meter, Reporter
 from pikfix.training.objective import Objective, Outputs, TrainingModule
+from pikfix.training.signals import catch_signals
 from pikfix.training.state import State, save_state
-from pikfix.training.validation import Figures, Validator
+from pikfix.training.validation import Validator, save_grid
 
 MAX_BAD_STEPS = 5
 """A run stops after this many steps in a row without a finite gradient."""
 
 MAX_FAILED_SAVES = 3
 """A run stops after this many checkpoints in a row that could not be written."""
-
-_EPOCH_DECAY = 0.99  # Pik-Fix, sec. 4.1
-_COSINE_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ class Trainer:
         self.bad_steps = 0
         self.failed_saves = 0
         self.best = -math.inf
-        self.stop_signal: int | None = None
+        self.signals: list[int] = []
 
     @property
     def net(self) -> PikFix:
@@ -181,28 +176,17 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the budget that is used."""
-        return progress(self.step, self.minutes, self.budget.steps, self.budget.minutes)
+        return schedule.progress(self.step, self.minutes, self.budget.steps, self.budget.minutes)
 
     def learning_rate(self) -> float:
         """Of the coming step."""
-        options = self.config.optimizer
-        rate = options.learning_rate * min(1.0, (self.step + 1) / max(1, options.warmup))
-        if options.schedule == "exponential":
-            samples = self.step * options.batch
-            return rate * _EPOCH_DECAY ** (samples // len(self.dataset.store))
-        if options.schedule == "cosine":
-            half = (1 + math.cos(math.pi * self.progress)) / 2
-            return rate * (_COSINE_FLOOR + (1 - _COSINE_FLOOR) * half)
-        return rate
+        epoch = self.step * self.config.optimizer.batch // len(self.dataset.store)
+        return schedule.learning_rate(self.config.optimizer, self.step, epoch, self.progress)
 
     def temperature(self) -> float:
         """Of the coming step's correlation."""
         final = self.config.network.temperature
-        start = self.config.optimizer.temperature_start
-        if start is None or start <= final:
-            return final
-        share = min(1.0, self.progress / self.config.optimizer.temperature_anneal)
-        return float(start * (final / start) ** share)
+        return schedule.temperature(self.config.optimizer, final, self.progress)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -214,7 +198,7 @@ class Trainer:
         """
         logs = self._logs(resumed)
         try:
-            with self._signals():
+            with catch_signals() as self.signals:
                 reason = self._train(workers, logs)
             if logs is not None:
                 logs.flush()
@@ -282,7 +266,7 @@ class Trainer:
             return "finished"
         if self._agree(budget.minutes is not None and self.minutes >= budget.minutes):
             return "finished"
-        if self._agree(self.stop_signal is not None):
+        if self._agree(bool(self.signals)):
             return "stopped"
         return ""
 
@@ -420,46 +404,23 @@ class Trainer:
                 net, self.config.trains_restoration, self.config.trains_color
             )
             logs.validation(self.step, self.minutes, figures.measures, figures.grid)
-            self._save_grid(figures)
+            try:
+                save_grid(self.folder / "grids" / f"step_{self.step:07d}.jpg", figures)
+            except OSError as error:
+                self._say_unwritten("the picture grid", error)
             text = ", ".join(f"{name} {value:.2f}" for name, value in figures.measures.items())
             self.reporter.say(f"validation at step {self.step}: {text}")
             score = figures.measures.get("psnr", figures.measures.get("restored_psnr", 0.0))
             if score > self.best:
                 self.best = score
-                self._best(figures.measures)
+                try:
+                    self.export(self.folder / "best.safetensors", figures.measures)
+                except OSError as error:
+                    self._say_unwritten("best.safetensors", error)
         self.fabric.barrier()
 
-    def _best(self, measures: dict[str, float]) -> None:
-        try:
-            self.export(self.folder / "best.safetensors", measures)
-        except OSError as error:
-            self.reporter.say(f"best.safetensors cannot be written ({error.strerror or error})")
-
-    def _save_grid(self, figures: Figures) -> None:
-        path = self.folder / "grids" / f"step_{self.step:07d}.jpg"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(figures.grid).save(path, quality=90)
-        except OSError as error:
-            self.reporter.say(f"the picture grid cannot be written ({error.strerror or error})")
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, _: object) -> None:
-            self.stop_signal = number
-
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(kind, note) for kind in kinds]
-        try:
-            yield
-        finally:
-            for kind, handler in zip(kinds, before, strict=True):
-                signal.signal(kind, handler)
+    def _say_unwritten(self, what: str, error: OSError) -> None:
+        self.reporter.say(f"{what} cannot be written ({error.strerror or error})")
 
 
 @contextmanager

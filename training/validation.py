@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -165,6 +166,16 @@ class Validator:
             "hue": torch.zeros(1),
         }
         return prepare({name: tensor.to(self.device) for name, tensor in batch.items()})
+
+
+def save_grid(path: Path, figures: Figures) -> None:
+    """Write the picture grid, JPEG by its suffix.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(figures.grid).save(path, quality=90)
 
 
 def center_crop(photo: Pixels, side: int) -> Pixels:

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pikfix.networks import PikFix, load_checkpoint, read_metadata
-from pikfix.training import loop
+from pikfix.training import loop, schedule
 from pikfix.training.average import Average
 from pikfix.training.config import LossConfig, OptimizerConfig, TrainConfig, differences, preset
 from pikfix.training.errors import TrainingError
@@ -274,30 +274,28 @@ def test_the_average_follows_its_definition(config):
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
-def test_schedules(config):
-    trainer = Trainer.__new__(Trainer)
-    trainer.budget, trainer.minutes = Budget(steps=1000), 0.0
-    trainer.dataset = type("Data", (), {"store": range(50)})  # type: ignore[assignment]
-    options = OptimizerConfig(batch=10, learning_rate=0.01, warmup=10, temperature_start=0.16)
-    network = dataclasses.replace(config().network, temperature=0.01)
+def test_schedules():
+    options = OptimizerConfig(learning_rate=0.01, warmup=10, temperature_start=0.16)
 
-    def at(step, **changes):
-        trainer.config = config(optimizer=dataclasses.replace(options, **changes), network=network)
-        trainer.step = step
-        return trainer.learning_rate(), trainer.temperature()
+    def rate(step, epoch=0, used=0.0, **changes):
+        changed = dataclasses.replace(options, **changes)
+        return schedule.learning_rate(changed, step, epoch, used)
 
-    assert at(0)[0] == pytest.approx(0.001 * 1.0)
-    assert at(500)[0] == pytest.approx(0.01 * (0.01 + 0.99 * 0.5))
-    assert at(1000)[0] == pytest.approx(0.0001)
-    assert at(500, schedule="constant")[0] == 0.01
-    # 500 steps of 10 are 100 epochs of 50 photos.
-    assert at(500, schedule="exponential")[0] == pytest.approx(0.01 * 0.99**100)
-    assert at(0)[1] == 0.16
-    assert at(150)[1] == pytest.approx(math.sqrt(0.16 * 0.01))
-    assert at(300)[1] == pytest.approx(0.01)
-    assert at(0, temperature_start=None)[1] == 0.01
-    trainer.budget, trainer.minutes = Budget(minutes=60), 9.0
-    assert at(5)[1] == pytest.approx(math.sqrt(0.16 * 0.01))
+    assert rate(0) == pytest.approx(0.001)
+    assert rate(500, used=0.5) == pytest.approx(0.01 * (0.01 + 0.99 * 0.5))
+    assert rate(500, used=1.0) == pytest.approx(0.0001)
+    assert rate(500, used=0.5, schedule="constant") == 0.01
+    assert rate(500, epoch=100, schedule="exponential") == pytest.approx(0.01 * 0.99**100)
+
+    for used, expected in ((0, 0.16), (0.15, math.sqrt(0.16 * 0.01)), (0.3, 0.01), (1, 0.01)):
+        assert schedule.temperature(options, 0.01, used) == pytest.approx(expected)
+    still = dataclasses.replace(options, temperature_start=None)
+    assert schedule.temperature(still, 0.01, 0) == 0.01
+
+    assert schedule.progress(250, 99.0, 1000, 10.0) == 0.25
+    assert schedule.progress(250, 5.0, None, 10.0) == 0.5
+    assert schedule.progress(250, 50.0, None, 10.0) == 1
+    assert schedule.progress(250, 5.0, None, None) == 0
 
 
 # -- guards ------------------------------------------------------------------------------------
