@@ -87,17 +87,10 @@ def candidates(tile: Any, capability: int) -> Iterator[Any]:
                     yield found
                 if capability < 90 or tile.kernel != "forward" or tile.slice < tile.channels:
                     continue
-                for specialize in (False, True):
-                    # Specialisation is built for four warps that compute.
-                    changed = dataclasses.replace(
-                        found,
-                        descriptors=True,
-                        specialize=specialize,
-                        num_warps=4 if specialize else warps,
-                    )
-                    if changed not in seen:
-                        seen.add(changed)
-                        yield changed
+                changed = dataclasses.replace(found, descriptors=True)
+                if changed not in seen:
+                    seen.add(changed)
+                    yield changed
 
 
 class TileBench:

@@ -14,6 +14,7 @@ to ``kernels-DEVICE.json``, ``.md`` and ``.png``.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import gc
 import importlib.util
@@ -22,7 +23,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def peak_megabytes(run: Callable[[], Any], device: str) -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
+    run()
+    # Freed memory goes back to the system, so that the call has to ask for it again.
+    ctypes.CDLL(None).malloc_trim(0)
     # Writing 5 resets the peak resident size (Linux, proc(5)).
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = status("VmRSS")
@@ -251,6 +255,15 @@ def _cpu_has(feature: str) -> bool:
     return bool(probe()) if probe is not None else False
 
 
+def available(problem: Problem, threads: int, missing: list[str]) -> Iterator[Peer]:
+    """Peers that can be built here; the reason why is kept for those that cannot."""
+    for family in peers(problem, threads):
+        try:
+            yield from list(family())
+        except (RuntimeError, ImportError, ValueError) as error:
+            missing.append(f"{problem.label}: {str(error).splitlines()[0]}")
+
+
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -278,15 +291,16 @@ def main() -> None:
         for channels, width in widths:
             for features in options.features:
                 problem = make_problem(channels, width, positions, features, device)
-                for family in peers(problem, options.threads):
+                for peer in available(problem, options.threads, missing):
                     try:
-                        for peer in family():
-                            row = measure(peer, problem, device, limits, options.seconds)
-                            rows.append(row)
-                            best = row.get("milliseconds", {}).get("best", float("nan"))
-                            print(f"{problem.label:20} {peer.name:40} {peer.dtype} {best:9.2f} ms")
-                    except (RuntimeError, ImportError, ArithmeticError, ValueError) as error:
-                        missing.append(f"{problem.label}: {str(error).splitlines()[0]}")
+                        row = measure(peer, problem, device, limits, options.seconds)
+                    except (RuntimeError, ArithmeticError) as error:
+                        first = str(error).splitlines()[0]
+                        missing.append(f"{peer.name} {peer.dtype}, {problem.label}: {first}")
+                        continue
+                    rows.append(row)
+                    best = row.get("milliseconds", {}).get("best", float("nan"))
+                    print(f"{problem.label:20} {peer.name:40} {peer.dtype} {best:9.2f} ms")
     with torch.enable_grad():
         others = [row for n in options.positions for row in operations(n, device, options.seconds)]
     result = {

@@ -101,7 +101,8 @@ def _survivors(reach: Tensor) -> Tensor | None:
     step = -(-reach.shape[0] // _SIZES)
     kept = alive.nonzero()[:, 0]
     count = -(-kept.shape[0] // step) * step
-    if count > 0.7 * reach.shape[0]:
+    # None are left where the inputs are not numbers: those then show in the result.
+    if count == 0 or count > 0.7 * reach.shape[0]:
         return None
     filling = alive.logical_not_().nonzero()[: count - kept.shape[0], 0]
     return torch.cat([kept, filling])

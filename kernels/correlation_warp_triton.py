@@ -88,7 +88,6 @@ def _attend(
     HAS_MASK: tl.constexpr,
     RAGGED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Online softmax over the key tiles in [first, last); RAGGED tiles may pass M."""
@@ -99,7 +98,7 @@ def _attend(
         d_values = tl.make_tensor_descriptor(
             p_values, shape=[M, D], strides=[D, 1], block_shape=[BLOCK_M, BLOCK_D]
         )
-    for start in tl.range(first, last, BLOCK_M, warp_specialize=SPECIALIZE):
+    for start in tl.range(first, last, BLOCK_M):
         o_m = start + tl.arange(0, BLOCK_M)
         m_m = o_m < M if RAGGED else tl.full([BLOCK_M], True, dtype=tl.int1)
         if DESCRIPTORS:
@@ -156,7 +155,6 @@ def forward_kernel(
     HAS_MASK: tl.constexpr,
     PARTIAL: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """softmax(Q Kᵀ / τ) V of one query tile over one split of the keys.
@@ -194,12 +192,12 @@ def forward_kernel(
     b_acc, b_max, b_sum = _attend(
         b_acc, b_max, b_sum, b_query, p_query, p_key, p_values, p_mask, first, whole,
         o_n, o_d, N, M, scale, C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, False,
-        DESCRIPTORS, SPECIALIZE, PRECISION,
+        DESCRIPTORS, PRECISION,
     )  # fmt: skip
     b_acc, b_max, b_sum = _attend(
         b_acc, b_max, b_sum, b_query, p_query, p_key, p_values, p_mask, whole, last,
         o_n, o_d, N, M, scale, C, D, BLOCK_M, BLOCK_C, BLOCK_D, HAS_MASK, True,
-        False, False, PRECISION,
+        DESCRIPTORS, PRECISION,
     )  # fmt: skip
     b_any = b_sum > 0
     b_total = tl.where(b_any, b_sum, 1.0)
@@ -344,7 +342,6 @@ def forward(
             HAS_MASK=key_mask is not None,
             PARTIAL=splits > 1,
             DESCRIPTORS=descriptors,
-            SPECIALIZE=tile.specialize and descriptors,
             PRECISION=dot_precision(query.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

@@ -106,8 +106,7 @@ def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
                 constants=sizes
                 | by_query
                 | {"BLOCK_D": min(tile.width, tile.chunk)}
-                | {"HAS_MASK": masked, "PARTIAL": partial, "DESCRIPTORS": tile.descriptors}
-                | {"SPECIALIZE": tile.specialize},
+                | {"HAS_MASK": masked, "PARTIAL": partial, "DESCRIPTORS": tile.descriptors},
                 floats=("scale",),
                 matrix=True,
                 **shared,

@@ -27,8 +27,7 @@ class Tile:
     the inputs. A program computes ``rows`` positions of its output, ``chunk`` of their columns,
     and loops over ``columns`` positions of the other side at a time. Sums over C (and, backward,
     over D) are taken ``slice`` at a time; where that covers them, the program's own rows stay
-    loaded. ``descriptors`` loads keys and values through the bulk-copy engine (sm_90),
-    ``specialize`` gives loading to warps of its own.
+    loaded. ``descriptors`` loads keys and values through the bulk-copy engine (sm_90).
     """
 
     kernel: str
@@ -42,7 +41,6 @@ class Tile:
     num_warps: int
     num_stages: int
     descriptors: bool = False
-    specialize: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 def provide_scratch() -> None:
     """Give Triton the allocator that descriptors made on the device need."""
     # This module is also read where Triton is not installed.
-    import triton  # type: ignore[import-untyped]  # noqa: PLC0415
+    import triton  # noqa: PLC0415
 
     triton.set_allocator(
         lambda size, alignment, stream: torch.empty(size, device="cuda", dtype=torch.int8)

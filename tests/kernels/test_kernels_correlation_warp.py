@@ -82,6 +82,24 @@ def test_the_screen_leaves_out_only_keys_without_weight(kit, monkeypatch):
     assert (confidence - highest).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("float32", torch.float32), ("shifted", torch.bfloat16)],
+    indirect=["form"],
+)
+def test_what_is_not_a_number_shows_in_its_own_row_alone(kit, form, dtype):
+    query, key, values = (t.to(dtype) for t in kit.make_inputs("photo", 1, 300, 600, 64, 16))
+    query[0, 7] = float("nan")
+    warped, confidence = correlation_warp(query, key, values, 0.005)
+    others = torch.arange(300) != 7
+    assert warped[0, 7].isnan().all() and confidence[0, 7].isnan()
+    expected, highest = naive.correlation_warp(query[:, others], key, values, 0.005)
+    assert kit.errors(warped[:, others], expected)[0] <= ROUNDED[dtype][0]
+    assert (confidence[:, others] - highest).abs().max() <= 5e-4
+    key[0, 3] = float("nan")
+    assert correlation_warp(query, key, values, 0.005)[0].isnan().all()
+
+
 def test_medium_precision_lets_float32_run_in_bfloat16(kit, monkeypatch):
     monkeypatch.setattr(correlation_warp_cpu, "reduced_form", lambda dtype: "shifted")
     inputs = kit.make_inputs("random", 1, 300, 700, 64, 16)
@@ -193,14 +211,14 @@ correlation_warp(query[:, :64], query[:, :600], values[:, :600], 0.01)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if backward:
     query.requires_grad_()
-warped, confidence = correlation_warp(query, query, values, 0.01)
+warped, confidence = correlation_warp(query, query, values, 0.001)
 if backward:
     (warped.float().sum() + confidence.sum()).backward()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
-@pytest.mark.parametrize(("direction", "large"), [("forward", 65536), ("backward", 8192)])
+@pytest.mark.parametrize(("direction", "large"), [("forward", 65536), ("backward", 16384)])
 def test_peak_memory_is_linear(direction, large):
     def peak(size):
         command = [sys.executable, "-c", _PEAK, str(size), direction]
@@ -208,6 +226,7 @@ def test_peak_memory_is_linear(direction, large):
         return json.loads(done.stdout) * 1024
 
     small_peak, large_peak = peak(large // 4), peak(large)
-    fixed = 96 * 2**20  # chunks and library buffers, whatever the size
+    fixed = 256 * 2**20  # chunks and what the libraries keep per shape, whatever the size
     assert large_peak <= 4 * small_peak + fixed
-    assert large_peak < max(large * large * 2 / 8, fixed), "an eighth of the bfloat16 map"
+    map_size = large * large * 2
+    assert large_peak < map_size / (16 if direction == "forward" else 1)
