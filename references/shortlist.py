@@ -31,7 +31,7 @@ from pikfix.references.segments import Features, gather
 INDEX_PREFIX = "index-"
 EXACT_LIMIT = 50_000
 """Pictures up to which the search is exact: 20 ms on one core."""
-_LANDMARKS = 128
+_LANDMARKS = 64
 _TEXTURE_DIMENSIONS = 48
 _STRUCTURE_DIMENSIONS = 64
 _SAMPLE = 4096

@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pikfix.cli.main import main
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = main(["references", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_build_and_rank(run, pictures, tmp_path, checkpoint, samples):
+    library = tmp_path / "library"
+    code, out, err = run("build", pictures, "-o", library, "--backbone", checkpoint)
+    assert code == 0
+    assert out == f"{library}: 18 pictures (18 added, 0 kept, 0 removed, 3 left out)\n"
+    assert len(err.splitlines()) == 3
+    assert "it is grey" in err
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(samples["coffee_0.png"]).convert("L").save(photo)
+    sheet = tmp_path / "sheet.png"
+    words = ("rank", photo, "--library", library, "--top", 4)
+    code, out, err = run(*words, "--json", "--sheet", sheet)
+    assert code == 0
+    found = json.loads(out)
+    assert found["photo"] == str(photo)
+    assert [row["rank"] for row in found["references"]] == [1, 2, 3, 4]
+    scores = [row["score"] for row in found["references"]]
+    assert scores == sorted(scores, reverse=True)
+    assert "coffee_0.png" not in {row["name"] for row in found["references"]}
+    drawn = np.asarray(Image.open(sheet).convert("RGB")).astype(int)
+    colour = np.ptp(drawn, axis=2).max(axis=0)
+    assert colour[: 256 + 8].max() == 0  # the photo, in grey
+    assert colour[256 + 16 :].max() > 50
+
+    code, out, err = run(*words)
+    lines = out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{score:.4f}" for score in scores]
+    assert lines[0].endswith(found["references"][0]["path"])
+
+
+def test_an_unsuitable_best_is_told(run, library, built):
+    manifest = json.loads((library / "library.json").read_text())
+    (library / "library.json").write_text(json.dumps({**manifest, "threshold": 0.99}))
+    code, out, err = run("rank", built[1] / "coffee_0.png", "--library", library, "--top", 1)
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "none suits" in err
+
+
+def test_failures_take_one_line(run, tmp_path, pictures, library):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words, said in (
+        (("build", empty, "-o", tmp_path / "x"), "there are no pictures"),
+        (("build", pictures, "-o", tmp_path / "x", "--backbone", "none.pth"), "no such file"),
+        (("rank", pictures / "coffee_0.png", "--library", empty), "is no library"),
+        (("rank", pictures / "broken.jpg", "--library", library), "broken.jpg"),
+        (("rank", pictures / "none.jpg", "--library", library), "No such file"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (1, "")
+        assert len(err.splitlines()) == 1
+        assert said in err
+
+
+@pytest.mark.parametrize(
+    "module", ["pikfix.references", "pikfix.references.manifest", "pikfix.cli.references"]
+)
+def test_light_modules_load_no_torch(module):
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
