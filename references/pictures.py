@@ -80,7 +80,7 @@ def _tint_spread(luminance: npt.NDArray[np.float32], ab: npt.NDArray[np.float32]
     for channel in ab:
         mean = np.bincount(step, channel.ravel(), _LIGHTNESS_STEPS) / count
         squares += float(((channel.ravel() - mean[step]) ** 2).mean())
-    return squares**0.5
+    return float(squares**0.5)
 
 
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:

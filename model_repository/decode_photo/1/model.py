@@ -63,8 +63,6 @@ from pikfix.photos.steps import (
 
 STEP = "decode_photo"
 LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
-DEFAULT_LIBRARY_REFERENCES = 3
-DEFAULT_REFERENCE_CACHE = 64
 
 Choose = Callable[[Photo, Options], tuple[list[Reference], str | None]]
 
@@ -162,7 +160,8 @@ class TritonPythonModel:
         """Open a library of references; only here is torch loaded."""
         import torch  # noqa: PLC0415 - a server without a library does not need it
 
-        from pikfix.references.chooser import LibraryChooser  # noqa: PLC0415
+        from pikfix.references.chooser import DEFAULT_CACHE, LibraryChooser  # noqa: PLC0415
+        from pikfix.references.library import DEFAULT_COUNT  # noqa: PLC0415
 
         # Another photo's networks run beside this step.
         torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // 2)))
@@ -173,9 +172,9 @@ class TritonPythonModel:
         )
         choose = LibraryChooser(
             folder,
-            count=config_value(parameters, "library_references", DEFAULT_LIBRARY_REFERENCES),
+            count=config_value(parameters, "library_references", DEFAULT_COUNT),
             side=self.reference_side,
-            cache=config_value(parameters, "reference_cache", DEFAULT_REFERENCE_CACHE),
+            cache=config_value(parameters, "reference_cache", DEFAULT_CACHE),
             on_lookup=lambda hit: hits["hit" if hit else "miss"].increment(1),
         )
         pb_utils.Logger.log_info(
