@@ -9,11 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pikfix.networks.vgg import Vgg19Features
 from pikfix.training.errors import TrainingError, in_one_line
-
-_VGG19_LAYOUT = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512)
-_VGG19_TAPS = (8, 13, 22, 31)
-"""Positions in torchvision's `features` of the ReLUs 2_2, 3_2, 4_2 and 5_2."""
 
 
 class FeatureNet(nn.Module):
@@ -32,37 +29,14 @@ class FeatureNet(nn.Module):
         raise NotImplementedError
 
 
-class Vgg19(FeatureNet):
-    """VGG-19 (Simonyan and Zisserman, 2015) up to relu5_2, with torchvision's parameter names."""
+class Vgg19(Vgg19Features, FeatureNet):
+    """VGG-19's activations of the published perceptual loss, relu2_2 to relu5_2."""
 
     relative = False
     channels = 512
-    mean: Tensor
-    std: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        in_channels = 3
-        for width in _VGG19_LAYOUT:
-            if width == 0:
-                layers.append(nn.MaxPool2d(2, 2))
-            else:
-                layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU()]
-                in_channels = width
-        self.features = nn.Sequential(*layers)
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, rgb: Tensor) -> list[Tensor]:
-        x = (rgb - self.mean) / self.std
-        taps = []
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in _VGG19_TAPS:
-                taps.append(x)
-        return taps
+        super().__init__(("relu2_2", "relu3_2", "relu4_2", "relu5_2"))
 
 
 class _Fire(nn.Module):

@@ -75,9 +75,7 @@ def test_evaluate_prints_a_table_and_writes_its_files(
         (["--protocol", "restore", "--device", "cuda"], 1, "--device cpu"),
     ],
 )
-def test_evaluate_says_what_is_wrong(  # noqa: PLR0917 - fixtures and a case
-    call, checkpoint, photos, words, code, message
-):
+def test_evaluate_says_what_is_wrong(call, checkpoint, photos, words, code, message):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     got, _, err = call("evaluate", checkpoint, "--photos", photos, *words)
