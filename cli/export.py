@@ -33,6 +33,13 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class Similarity(str, Enum):
+    """How the similarity sub-net is served."""
+
+    onnx = "onnx"
+    kernel = "kernel"
+
+
 def command(
     checkpoint: Annotated[
         Path, typer.Argument(help="Checkpoint, a .safetensors file.", show_default=False)
@@ -43,6 +50,13 @@ def command(
     precision: Annotated[
         Precision, typer.Option(help="In which arithmetic they run.")
     ] = Precision.fp32,
+    similarity: Annotated[
+        Similarity,
+        typer.Option(
+            help="onnx runs on every server; kernel is a python step on the fused operators, with "
+            "memory linear in the pictures, and needs torch in the server's Python."
+        ),
+    ] = Similarity.onnx,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),
@@ -68,6 +82,7 @@ def command(
         runtime=runtime.value,
         device=device.value,
         precision=precision.value,
+        similarity=similarity.value,
         progress=progress,
     )
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -14,6 +15,10 @@ from pikfix.networks.restoration import Restoration
 from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
+
+
+SimilarityForm = Literal["onnx", "kernel"]
+"""How the similarity sub-net is served: as an ONNX file, or as a python step on the kernels."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,17 @@ class ServingSettings:
 
 
 def build_configs(
-    config: PikFixConfig, settings: ServingSettings | None = None
+    config: PikFixConfig,
+    settings: ServingSettings | None = None,
+    *,
+    similarity: SimilarityForm = "onnx",
 ) -> dict[str, pb.ModelConfig]:
     """The configs of all seven models, by name."""
     settings = settings or ServingSettings()
     configs = {}
     for model in contract.subnets(config):
-        configs[model.name] = _subnet(model, settings)
+        in_python = model.name == "similarity" and similarity == "kernel"
+        configs[model.name] = _subnet(model, settings, in_python=in_python)
     for model in contract.python_steps():
         configs[model.name] = _python_step(model, settings)
     configs.update(fixed_ensembles())
@@ -94,10 +103,15 @@ def _schedule(message: pb.ModelConfig, queue_size: int, delay_us: int) -> None:
     policy.max_queue_size = queue_size
 
 
-def _subnet(model: Model, settings: ServingSettings) -> pb.ModelConfig:
+def _subnet(model: Model, settings: ServingSettings, *, in_python: bool) -> pb.ModelConfig:
     message = _base(model, settings)
-    message.backend = "onnxruntime"
-    message.default_model_filename = "model.onnx"
+    if in_python:
+        message.backend = "python"
+        # The server may leave tensors on the GPU: the step takes them by DLPack.
+        _parameter(message, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+    else:
+        message.backend = "onnxruntime"
+        message.default_model_filename = "model.onnx"
     message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
     # `restore` is also the first step of the ensemble `pikfix`, but the bound that protects the
     # server is decode_photo's: photos it accepted must find room here.
@@ -106,7 +120,7 @@ def _subnet(model: Model, settings: ServingSettings) -> pb.ModelConfig:
         _parameter(message, "tile_pixels", settings.tile_pixels)
         _parameter(message, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
         _parameter(message, "tile_align", SIDE_MULTIPLE)
-    elif model.name == "similarity":
+    elif model.name == "similarity" and not in_python:
         _parameter(message, "side_multiple", SIDE_MULTIPLE)
     message.model_warmup.append(_warmup(model))
     return message

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pikfix.photos.errors import PhotoError
 
@@ -20,7 +19,7 @@ def error_text(step: str, error: PhotoError) -> str:
 def respond(
     backend: Any,
     step: str,
-    work: Callable[[Any], Mapping[str, npt.NDArray[Any]]],
+    work: Callable[[Any], Mapping[str, Any]],
     request: Any,
 ) -> Any:
     """Run a step on one request, so that a failure is the answer to this request alone.
@@ -28,7 +27,8 @@ def respond(
     Args:
         backend: the module ``triton_python_backend_utils``, which exists inside the server only.
         step: the model's name.
-        work: request -> output name -> array.
+        work: request -> output name -> numpy array, or a contiguous tensor that has DLPack and
+            may lie on a GPU.
         request: an ``InferenceRequest``.
 
     Returns:
@@ -47,7 +47,12 @@ def respond(
         backend.Logger.log_error(f"[{step}] {traceback.format_exc()}")
         failure = PhotoError("internal", f"{type(error).__name__}: see the server's log")
         return _failure(backend, step, failure, backend.TritonError.INTERNAL)
-    tensors = [backend.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()]
+    tensors = [
+        backend.Tensor(name, np.ascontiguousarray(values))
+        if isinstance(values, np.ndarray)
+        else backend.Tensor.from_dlpack(name, values)
+        for name, values in outputs.items()
+    ]
     return backend.InferenceResponse(output_tensors=tensors)
 
 
