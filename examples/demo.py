@@ -21,7 +21,7 @@ from pikfix.serving.errors import ServingError
 from pikfix.serving.server import start_server
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
-SEED = 7
+SEED = 3
 CAPTION = 28
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     left, right, _ = skimage.data.stereo_motorcycle()
     truth, reference = Image.fromarray(left), Image.fromarray(right)
     grey = np.asarray(truth.convert("L"), dtype=np.float32) / 255
-    damaged = degrade(grey, np.random.default_rng(options.seed), DEGRADATIONS["default"]).image
+    damaged = degrade(grey, np.random.default_rng(options.seed), DEGRADATIONS["light"]).image
     photo = Image.fromarray((damaged * 255).round().astype(np.uint8))
 
     print("starting a Triton server ...", flush=True)
