@@ -248,7 +248,8 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
     monkeypatch.setattr(pikfix.export, "export_checkpoint", export)
     code, out, err = call(
         *("export", "a.safetensors", "--runtime", "tensorrt", "--device", "cuda"),
-        *("--precision", "fp16", "-o", str(tmp_path), "--json"),
+        *("--precision", "fp16", "--similarity", "kernel"),
+        *("-o", str(tmp_path), "--json"),
     )
     assert (code, json.loads(out), err) == (0, {"made": True}, "exporting restore\n")
     assert {key: str(value) for key, value in asked.items()} == {
@@ -257,6 +258,7 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
         "runtime": "tensorrt",
         "device": "cuda",
         "precision": "fp16",
+        "similarity": "kernel",
     }
 
 
