@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
+from torch.utils.dlpack import from_dlpack
 
 from pikfix.networks import SIDE_MULTIPLE, load_checkpoint
 from pikfix.photos import PhotoError
@@ -60,7 +61,7 @@ class TritonPythonModel:
 
     def _input(self, request: Any, name: str) -> torch.Tensor:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
-        values = torch.from_dlpack(tensor.to_dlpack()).to(self.device)
+        values = from_dlpack(tensor.to_dlpack()).to(self.device)
         shape = list(values.shape)
         if values.ndim != RANKS[name] or not values.numel():
             raise PhotoError("bad_tensor", f"{name} has shape {shape}")
