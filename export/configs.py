@@ -63,7 +63,7 @@ def build_configs(
         configs[model.name] = _subnet(model, settings, in_python=in_python)
     for model in contract.python_steps():
         configs[model.name] = _python_step(model, settings)
-    configs.update(fixed_ensembles())
+    configs.update(fixed_ensembles(settings))
     return configs
 
 
