@@ -18,6 +18,7 @@ every correlation from above; keys that no query of the chunk can give weight to
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -142,7 +143,7 @@ def _shifted_rows(
 
 def _screened(
     query: Tensor, key: Tensor, values: Tensor, temperature: float
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Chunks of one batch item, each on the keys that the int8 screen leaves over."""
     few, many = _Quantised.of(query, per_row=True), _Quantised.of(key, per_row=False)
     unit = few.scale * many.scale
@@ -154,7 +155,6 @@ def _screened(
     if shifted:
         key = F.pad(key, (0, 1), value=1)
     screen_keys, rows = many.rows.T, min(_SCREEN_ROWS, _chunk_rows(key.shape[0]))
-    parts = []
     for top in range(0, query.shape[0], rows):
         part = slice(top, top + rows)
         scores = torch._int_mm(few.rows[part], screen_keys)
@@ -165,10 +165,9 @@ def _screened(
         if kept is not None:
             k, v = k.index_select(0, kept), v.index_select(0, kept)
         if shifted:
-            parts.append(_shifted_rows(query[part], k, v, temperature, estimate))
+            yield _shifted_rows(query[part], k, v, temperature, estimate)
         else:
-            parts.append(_float_rows(query[part], k, v, temperature))
-    return parts
+            yield _float_rows(query[part], k, v, temperature)
 
 
 def _row_maximum(query: Tensor, key: Tensor) -> Tensor:
@@ -205,21 +204,25 @@ def _attention(
 
 def _one_item(
     query: Tensor, key: Tensor, values: Tensor, temperature: float
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of (warped [n, D], maximum [n, 1], log-sum-exp [n, 1]) of one batch item."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of (warped [n, D], maximum [n, 1], log-sum-exp [n, 1]) of one batch item.
+
+    One at a time: results that were kept between the chunks' large temporary tensors would
+    split the heap, and memory would grow with the number of chunks.
+    """
     form = reduced_form(query.dtype)
     if form == "attention":
-        return [_attention(query, key, values, temperature)]
+        yield _attention(query, key, values, temperature)
+        return
     if key.shape[0] < _SCREEN_KEYS:
         form = "float32"
     if form == "float32" and query.dtype != torch.float64:
         query, key, values = query.float(), key.float(), values.float()
     if form == "shifted" or _worth_a_screen(query, key, temperature):
-        return _screened(query, key, values, temperature)
-    return [
-        _float_rows(part, key, values, temperature)
-        for part in torch.split(query, _chunk_rows(key.shape[0]))
-    ]
+        yield from _screened(query, key, values, temperature)
+        return
+    for part in torch.split(query, _chunk_rows(key.shape[0])):
+        yield _float_rows(part, key, values, temperature)
 
 
 def _worth_a_screen(query: Tensor, key: Tensor, temperature: float) -> bool:
