@@ -36,7 +36,7 @@ class Precision(str, Enum):
 class Similarity(str, Enum):
     """How the similarity sub-net is served."""
 
-    onnx = "onnx"
+    runtime = "runtime"
     kernel = "kernel"
 
 
@@ -53,10 +53,10 @@ def command(
     similarity: Annotated[
         Similarity,
         typer.Option(
-            help="onnx runs on every server; kernel is a python step on the fused operators, with "
-            "memory linear in the pictures, and needs torch in the server's Python."
+            help="runtime exports it like the others; kernel is a python step on the fused "
+            "operators, with memory linear in the pictures, and needs torch in the server's Python."
         ),
-    ] = Similarity.onnx,
+    ] = Similarity.runtime,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export import contract
 from pikfix.export.contract import Model, Tensor
-from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
-from pikfix.networks.restoration import Restoration
+from pikfix.networks import PikFixConfig
 from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
-
-
-SimilarityForm = Literal["onnx", "kernel"]
-"""How the similarity sub-net is served: as an ONNX file, or as a python step on the kernels."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +45,38 @@ class ServingSettings:
     tile_pixels: int = 1 << 20
 
 
+class ConfiguresBackend(Protocol):
+    """What knows how a backend is to load a sub-net: the runtime it was exported for."""
+
+    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+        """Enter backend, file name, instances and the backend's parameters into a config."""
+
+
 def build_configs(
     config: PikFixConfig,
+    runtimes: Mapping[str, ConfiguresBackend],
     settings: ServingSettings | None = None,
-    *,
-    similarity: SimilarityForm = "onnx",
 ) -> dict[str, pb.ModelConfig]:
-    """The configs of all seven models, by name."""
+    """The configs of all seven models, by name.
+
+    Args:
+        config: of the networks.
+        runtimes: for each sub-net, what it was exported for.
+        settings: how the models are scheduled.
+    """
     settings = settings or ServingSettings()
     configs = {}
     for model in contract.subnets(config):
-        in_python = model.name == "similarity" and similarity == "kernel"
-        configs[model.name] = _subnet(model, settings, in_python=in_python)
-    for model in contract.python_steps():
-        configs[model.name] = _python_step(model, settings)
-    configs.update(fixed_ensembles(settings))
+        configs[model.name] = _subnet(model, runtimes[model.name], settings)
+    configs.update(fixed_configs(settings))
     return configs
+
+
+def fixed_configs(settings: ServingSettings | None = None) -> dict[str, pb.ModelConfig]:
+    """The configs that no checkpoint and no runtime changes: python steps and ensembles."""
+    settings = settings or ServingSettings()
+    steps = {model.name: _python_step(model, settings) for model in contract.python_steps()}
+    return {**steps, **_ensembles(settings)}
 
 
 def render(message: pb.ModelConfig) -> str:
@@ -103,25 +115,12 @@ def _schedule(message: pb.ModelConfig, queue_size: int, delay_us: int) -> None:
     policy.max_queue_size = queue_size
 
 
-def _subnet(model: Model, settings: ServingSettings, *, in_python: bool) -> pb.ModelConfig:
+def _subnet(model: Model, runtime: ConfiguresBackend, settings: ServingSettings) -> pb.ModelConfig:
     message = _base(model, settings)
-    if in_python:
-        message.backend = "python"
-        # The server may leave tensors on the GPU: the step takes them by DLPack.
-        _parameter(message, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
-    else:
-        message.backend = "onnxruntime"
-        message.default_model_filename = "model.onnx"
-    message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
+    runtime.configure(model, message)
     # `restore` is also the first step of the ensemble `pikfix`, but the bound that protects the
     # server is decode_photo's: photos it accepted must find room here.
     _schedule(message, settings.queue_size, settings.queue_delay_us)
-    if model.name == "restore":
-        _parameter(message, "tile_pixels", settings.tile_pixels)
-        _parameter(message, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
-        _parameter(message, "tile_align", SIDE_MULTIPLE)
-    elif model.name == "similarity" and not in_python:
-        _parameter(message, "side_multiple", SIDE_MULTIPLE)
     message.model_warmup.append(_warmup(model))
     return message
 
@@ -136,15 +135,16 @@ def _python_step(model: Model, settings: ServingSettings) -> pb.ModelConfig:
     message.dynamic_batching.preferred_batch_size.append(1)
     if model.name == "decode_photo":
         _schedule(message, settings.first_queue_size, 0)
-        _parameter(message, "max_pixels", settings.max_pixels)
-        _parameter(message, "bucket_sides", ",".join(map(str, DEFAULT_BUCKET_SIDES)))
-        _parameter(message, "reference_side", settings.reference_side)
+        set_parameter(message, "max_pixels", settings.max_pixels)
+        set_parameter(message, "bucket_sides", ",".join(map(str, DEFAULT_BUCKET_SIDES)))
+        set_parameter(message, "reference_side", settings.reference_side)
     else:
         _schedule(message, settings.queue_size, 0)
     return message
 
 
-def _parameter(message: pb.ModelConfig, name: str, value: object) -> None:
+def set_parameter(message: pb.ModelConfig, name: str, value: object) -> None:
+    """Set one of the backend's own parameters."""
     message.parameters[name].string_value = str(value)
 
 
@@ -170,9 +170,7 @@ def _warmup_dims(tensor: Tensor) -> tuple[int, ...]:
     return (*channels, side, side)
 
 
-def fixed_ensembles(settings: ServingSettings | None = None) -> dict[str, pb.ModelConfig]:
-    """The ensembles; no choice of configuration changes them."""
-    settings = settings or ServingSettings()
+def _ensembles(settings: ServingSettings) -> dict[str, pb.ModelConfig]:
     steps_of = {
         "pikfix": contract.SUBNETS,
         "pikfix_photo": ("decode_photo", *contract.SUBNETS, "encode_photo"),

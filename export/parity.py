@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pikfix.evaluation.parity import compare
+from pikfix.evaluation.parity import Parity, compare
 from pikfix.export.contract import Model
 from pikfix.export.errors import ParityError
 from pikfix.export.samples import aged, photo_like_lab
@@ -40,8 +40,20 @@ CASES = (
 """A plain case; batch 2 with several references; a photo larger than its working size; one
 position at the coarsest scale. Sides are odd multiples of 32 where that matters."""
 
-MAX_ABS_FP32 = 1e-3
-"""Largest difference of float32 networks on [-1, 1]: what clients are promised."""
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an exported sub-net may be from PyTorch in float32; None is no limit.
+
+    max_abs: largest difference on [-1, 1]. The default is what clients of float32 networks are
+        promised.
+    min_psnr: in dB, peak to peak 2.
+    max_worst_tile: largest root-mean-square difference of a tile of 32 x 32.
+    """
+
+    max_abs: float | None = 1e-3
+    min_psnr: float | None = None
+    max_worst_tile: float | None = None
 
 
 def check_parity(
@@ -49,7 +61,7 @@ def check_parity(
     models: Sequence[Model],
     runners: dict[str, Runner],
     *,
-    max_abs: float = MAX_ABS_FP32,
+    limits: Mapping[str, Limits],
     cases: Sequence[Case] = CASES,
 ) -> dict[str, dict[str, Any]]:
     """Compare every exported sub-net with PyTorch's, on photo-like inputs.
@@ -61,14 +73,14 @@ def check_parity(
         modules: the wrapped PyTorch sub-nets by name.
         models: their contracts, in the order a photo passes them.
         runners: the exported sub-nets by name: named arrays in, named arrays out.
-        max_abs: the largest difference that passes.
+        limits: what each sub-net is held to.
         cases: the shapes to measure.
 
     Returns:
         For each sub-net, the worst figures over all cases and outputs.
 
     Raises:
-        ParityError: a difference is over `max_abs`, a shape differs, or a value is not finite.
+        ParityError: a difference is over its limit, a shape differs, or a value is not finite.
     """
     figures: dict[str, dict[str, Any]] = {}
     for case_index, case in enumerate(cases):
@@ -80,21 +92,27 @@ def check_parity(
             for tensor, value in zip(model.outputs, expected, strict=True):
                 known[tensor.name] = value
                 where = f"{model.name}: {tensor.name} of {case}"
-                figure = _compare(where, value.numpy(), actual[tensor.name], max_abs)
-                worst = figures.setdefault(model.name, {"max_abs": 0.0, "psnr": None})
+                figure = _compare(where, value.numpy(), actual[tensor.name], limits[model.name])
+                worst = figures.setdefault(
+                    model.name, {"max_abs": 0.0, "worst_tile": 0.0, "psnr": None}
+                )
                 worst["max_abs"] = max(worst["max_abs"], figure.max_abs)
+                worst["worst_tile"] = max(worst["worst_tile"], figure.worst_tile)
                 if np.isfinite(figure.psnr):
                     worst["psnr"] = min(figure.psnr, worst["psnr"] or np.inf)
     return {
-        name: {**worst, "limit": max_abs, "cases": len(cases)} for name, worst in figures.items()
+        name: {**worst, "limits": asdict(limits[name]), "cases": len(cases)}
+        for name, worst in figures.items()
     }
 
 
-def _compare(where: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], limit: float) -> Any:
+def _compare(
+    where: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], limits: Limits
+) -> Parity:
     if actual.shape != expected.shape:
         raise ParityError(f"{where}: shape {actual.shape}, PyTorch gives {expected.shape}")
     figure = compare(expected, actual)
-    violations = figure.violations(max_abs=limit)
+    violations = figure.violations(**asdict(limits))
     if violations:
         raise ParityError(f"{where}: {'; '.join(violations)}; nothing was published")
     return figure

@@ -17,12 +17,12 @@ from pikfix.export import (
     ParityError,
     contract,
     export_checkpoint,
-    exporter,
     read_manifest,
     repository,
 )
-from pikfix.export.configs import build_configs, render
+from pikfix.export.configs import ServingSettings, build_configs, fixed_configs, render
 from pikfix.export.repository import parse_config
+from pikfix.export.runtimes import onnxruntime as onnxruntime_export
 from pikfix.networks import PRESETS, CheckpointError, PikFixConfig, load_checkpoint
 
 Exported = tuple[Path, Manifest]
@@ -58,7 +58,7 @@ def test_manifest_tells_the_truth(exported: Exported, checkpoint: Path) -> None:
     for name, entry in manifest.models.items():
         file = folder / name / str(entry["version"]) / entry["file"]
         assert entry["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert 0 < entry["parity"]["max_abs"] <= entry["parity"]["limit"]
+        assert 0 < entry["parity"]["max_abs"] <= entry["parity"]["limits"]["max_abs"]
 
 
 def test_onnx_files_keep_the_contract(exported: Exported, checkpoint: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_second_export_is_the_next_version_and_only_two_are_kept(
 ) -> None:
     folder = tmp_path / "repository"
     stand_in = copies_instead_of_exports(exported[0])
-    monkeypatch.setattr(exporter, "export_onnx", stand_in)
+    monkeypatch.setattr(onnxruntime_export, "export_onnx", stand_in)
     for version in (1, 2, 3):
         manifest = export_checkpoint(checkpoint, folder)
         assert {entry["version"] for entry in manifest.models.values()} == {version}
@@ -146,7 +146,7 @@ def test_a_failed_gate_changes_nothing(
         weights.raw_data = values.astype(np.float32).tobytes()
         onnx.save(graph, path)
 
-    monkeypatch.setattr(exporter, "export_onnx", damaged)
+    monkeypatch.setattr(onnxruntime_export, "export_onnx", damaged)
     with pytest.raises(ParityError, match="colorize: ab of"):
         export_checkpoint(checkpoint, folder)
     assert snapshot(folder) == before
@@ -158,7 +158,7 @@ def test_a_full_disk_in_the_middle_of_publishing_is_taken_back(
 ) -> None:
     folder, _ = exported
     before = snapshot(folder)
-    monkeypatch.setattr(exporter, "export_onnx", copies_instead_of_exports(folder))
+    monkeypatch.setattr(onnxruntime_export, "export_onnx", copies_instead_of_exports(folder))
     write = repository._write
 
     def full(path: Path, text: str) -> None:
@@ -207,19 +207,25 @@ def test_a_missing_or_damaged_manifest_is_explained(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def onnx_configs(config: PikFixConfig) -> dict[str, pb.ModelConfig]:
+    settings = ServingSettings()
+    runtime = onnxruntime_export.OnnxRuntime(settings)
+    return build_configs(config, dict.fromkeys(contract.SUBNETS, runtime), settings)
+
+
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 
 
 @pytest.mark.parametrize("name", [*contract.PYTHON_STEPS, *contract.ENSEMBLES])
 def test_committed_configs_are_the_contracts(name: str) -> None:
-    built = build_configs(PRESETS["compact"])[name]
+    built = fixed_configs()[name]
     assert (COMMITTED / name / "config.pbtxt").read_text() == render(built)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_ensembles_join_what_the_steps_declare(preset: str) -> None:
     """Every tensor of an ensemble is produced by exactly one step, with one type and rank."""
-    configs = build_configs(PRESETS[preset])
+    configs = onnx_configs(PRESETS[preset])
     for name in contract.ENSEMBLES:
         ensemble = configs[name]
         known = {tensor.name: tensor for tensor in ensemble.input}
@@ -242,7 +248,7 @@ def compatible(a: list[int], b: list[int]) -> bool:
 
 
 def test_the_first_queue_is_the_smallest() -> None:
-    configs = build_configs(PikFixConfig())
+    configs = onnx_configs(PikFixConfig())
     sizes = {
         name: config.dynamic_batching.default_queue_policy.max_queue_size
         for name, config in configs.items()
@@ -254,7 +260,7 @@ def test_the_first_queue_is_the_smallest() -> None:
 
 def test_warm_up_fits_the_inputs() -> None:
     for name in contract.SUBNETS:
-        config = build_configs(PRESETS["compact"])[name]
+        config = onnx_configs(PRESETS["compact"])[name]
         (warmup,) = config.model_warmup
         for tensor in config.input:
             dims = warmup.inputs[tensor.name].dims
@@ -263,6 +269,6 @@ def test_warm_up_fits_the_inputs() -> None:
 
 
 def test_configs_survive_their_text() -> None:
-    for config in build_configs(PRESETS["paper"]).values():
+    for config in onnx_configs(PRESETS["paper"]).values():
         assert isinstance(config, pb.ModelConfig)
         assert parse_config(render(config)) == config

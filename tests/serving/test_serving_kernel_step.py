@@ -11,7 +11,8 @@ import torch
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from pikfix.export import Manifest, contract, export_checkpoint, exporter
+from pikfix.export import Manifest, contract, export_checkpoint
+from pikfix.export.runtimes import onnxruntime as onnxruntime_export
 from pikfix.networks import load_checkpoint
 from pikfix.serving.server import RunningServer, start_server
 
@@ -29,7 +30,9 @@ def server(
 
     repository = tmp_path_factory.mktemp("kernel") / "model_repository"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "export_onnx", copied)  # those networks are not under test
+        patch.setattr(
+            onnxruntime_export, "export_onnx", copied
+        )  # those networks are not under test
         manifest = export_checkpoint(checkpoint, repository, similarity="kernel")
     assert manifest.models["similarity"]["file"] == "checkpoint.safetensors"
     assert not (repository / "similarity" / "1" / "model.onnx").exists()

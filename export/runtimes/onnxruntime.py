@@ -1,0 +1,69 @@
+"""Sub-nets as ONNX files, for Triton's onnxruntime backend and for the embedded server's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from torch import nn
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pikfix.export.configs import ServingSettings, set_parameter
+from pikfix.export.contract import Model
+from pikfix.export.onnx import export_onnx, export_working
+from pikfix.export.parity import Arrays, Limits, Runner
+from pikfix.networks import SIDE_MULTIPLE
+from pikfix.networks.restoration import Restoration
+
+MODEL_FILE = "model.onnx"
+WORKING_FILE = "working.onnx"
+
+
+class OnnxRuntime:
+    """ONNX in float32.
+
+    Args:
+        settings: how the models are scheduled.
+    """
+
+    limits = Limits()
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self._settings = settings
+
+    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
+        """Write model.onnx and, beside `restore`, what computes working_l from the whole."""
+        export_onnx(module, model, folder / MODEL_FILE, runtime="onnxruntime")
+        if model.name == "restore":
+            export_working(folder / WORKING_FILE)
+        return MODEL_FILE, onnx_runner(folder / MODEL_FILE)
+
+    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+        """Name the backend and the file; large photos are restored in tiles."""
+        config.backend = "onnxruntime"
+        config.default_model_filename = MODEL_FILE
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
+        if model.name == "restore":
+            set_parameter(config, "tile_pixels", self._settings.tile_pixels)
+            set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
+            set_parameter(config, "tile_align", SIDE_MULTIPLE)
+        elif model.name == "similarity":
+            set_parameter(config, "side_multiple", SIDE_MULTIPLE)
+
+    def versions(self) -> dict[str, str]:
+        """Of the exporter and of the runtime that the parity gate ran."""
+        return {"onnx": onnx.__version__, "onnxruntime": ort.__version__}
+
+
+def onnx_runner(path: Path) -> Runner:
+    """Run an ONNX file on the CPU, by names."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run
