@@ -33,6 +33,20 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class Target(str, Enum):
+    """Which server the repository is for."""
+
+    embedded = "embedded"
+    ngc = "ngc"
+
+
+class Accelerator(str, Enum):
+    """What runs ONNX on a GPU of NVIDIA's container."""
+
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
 class Similarity(str, Enum):
     """How the similarity sub-net is served."""
 
@@ -57,6 +71,17 @@ def command(
             "operators, with memory linear in the pictures, and needs torch in the server's Python."
         ),
     ] = Similarity.runtime,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="Server the configs are for: the embedded one, or NVIDIA's NGC container with "
+            "its native backends."
+        ),
+    ] = Target.embedded,
+    accelerator: Annotated[
+        Accelerator,
+        typer.Option(help="With --target ngc --device cuda: what runs ONNX networks on the GPU."),
+    ] = Accelerator.cuda,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),
@@ -83,6 +108,8 @@ def command(
         device=device.value,
         precision=precision.value,
         similarity=similarity.value,
+        target=target.value,
+        accelerator=accelerator.value,
         progress=progress,
     )
     if as_json:

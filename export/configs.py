@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from google.protobuf import text_format
@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export import contract
 from pikfix.export.contract import Model, Tensor
+from pikfix.export.targets import Placement
 from pikfix.networks import PikFixConfig
 from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
 
@@ -56,6 +57,7 @@ def build_configs(
     config: PikFixConfig,
     runtimes: Mapping[str, ConfiguresBackend],
     settings: ServingSettings | None = None,
+    placement: Placement | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """The configs of all seven models, by name.
 
@@ -63,20 +65,28 @@ def build_configs(
         config: of the networks.
         runtimes: for each sub-net, what it was exported for.
         settings: how the models are scheduled.
+        placement: the server they are for, and where on it they run.
     """
-    settings = settings or ServingSettings()
+    settings, placement = settings or ServingSettings(), placement or Placement()
     configs = {}
     for model in contract.subnets(config):
         configs[model.name] = _subnet(model, runtimes[model.name], settings)
-    configs.update(fixed_configs(settings))
+        placement.adapt_subnet(model, configs[model.name])
+    configs.update(fixed_configs(settings, placement))
     return configs
 
 
-def fixed_configs(settings: ServingSettings | None = None) -> dict[str, pb.ModelConfig]:
+def fixed_configs(
+    settings: ServingSettings | None = None, placement: Placement | None = None
+) -> dict[str, pb.ModelConfig]:
     """The configs that no checkpoint and no runtime changes: python steps and ensembles."""
-    settings = settings or ServingSettings()
+    settings, placement = settings or ServingSettings(), placement or Placement()
+    settings = replace(settings, max_pixels=placement.max_pixels(settings.max_pixels))
     steps = {model.name: _python_step(model, settings) for model in contract.python_steps()}
-    return {**steps, **_ensembles(settings)}
+    ensembles = _ensembles(settings)
+    for message in ensembles.values():
+        placement.adapt_ensemble(message, settings.queue_size)
+    return {**steps, **ensembles}
 
 
 def render(message: pb.ModelConfig) -> str:

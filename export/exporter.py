@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from pikfix.export.repository import Manifest, publish, staging_folder
 from pikfix.export.runtimes import Choice, Runtime, runtime_of
 from pikfix.export.runtimes.kernel_step import KernelStep
 from pikfix.export.subnets import subnet_module
+from pikfix.export.targets import TARGETS, Accelerator, Placement, TargetName
 from pikfix.networks import PikFix, load_checkpoint, read_metadata
 
 SimilarityForm = Literal["runtime", "kernel"]
@@ -33,6 +35,8 @@ def export_checkpoint(
     device: str = "cpu",
     precision: str = "fp32",
     similarity: SimilarityForm = "runtime",
+    target: TargetName = "embedded",
+    accelerator: Accelerator = "cuda",
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export every sub-net of a checkpoint, check it against PyTorch, and publish it.
@@ -45,6 +49,8 @@ def export_checkpoint(
         precision: "fp32", or what the runtime has beside it.
         similarity: "runtime" is exported like the others; "kernel" is a python step on the fused
             operators, in memory linear in the pictures, for servers whose Python has torch.
+        target: the server the configs are for: "embedded", or "ngc" for NVIDIA's container.
+        accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -56,6 +62,13 @@ def export_checkpoint(
             repository is as it was before.
     """
     settings = ServingSettings()
+    placement = Placement(
+        TARGETS[target],
+        device,
+        accelerator,
+        max_batch=settings.max_batch_size,
+        reference_side=settings.reference_side,
+    )
     chosen = runtime_of(Choice(runtime, device, precision), settings)
     model = load_checkpoint(checkpoint)
     models = contract.subnets(model.config)
@@ -83,6 +96,8 @@ def export_checkpoint(
             runtime=runtime,
             device=device,
             precision=precision,
+            target=target,
+            tested_on=_tested_on(runtimes),
             versions=_versions(runtimes),
             models={
                 name: {
@@ -94,8 +109,21 @@ def export_checkpoint(
             },
         )
         return publish(
-            repository, staged, build_configs(model.config, runtimes, settings), manifest
+            repository,
+            staged,
+            build_configs(model.config, runtimes, settings, placement),
+            manifest,
         )
+
+
+def _tested_on(runtimes: dict[str, Runtime]) -> dict[str, str]:
+    """What the parity gate ran each network on, so that no manifest claims a GPU it never saw."""
+    return {
+        name: torch.cuda.get_device_name()
+        if runtime.gate_device == "cuda"
+        else f"CPU {platform.machine()}"
+        for name, runtime in runtimes.items()
+    }
 
 
 def _versions(runtimes: dict[str, Runtime]) -> dict[str, str]:

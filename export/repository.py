@@ -35,6 +35,8 @@ class Manifest:
 
     checkpoint: file name, SHA-256, preset and the checkpoint's own metadata.
     models: for each sub-net its version, file hash and parity figures.
+    target: the server its configs are for.
+    tested_on: for each sub-net, the GPU or CPU that the parity gate ran it on.
     """
 
     created: str
@@ -44,6 +46,8 @@ class Manifest:
     precision: str
     versions: dict[str, str]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    target: str = "embedded"
+    tested_on: dict[str, str] = field(default_factory=dict)
     format: int = 1
 
     def to_dict(self) -> dict[str, Any]:

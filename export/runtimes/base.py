@@ -36,6 +36,9 @@ class Runtime(Protocol):
     limits: Limits
     """How far its results may be from PyTorch's in float32."""
 
+    gate_device: str
+    """What the functions that `export` returns run on, "cpu" or "cuda"."""
+
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
         """Write a sub-net into an empty version folder.
 

@@ -28,6 +28,7 @@ class KernelStep:
     """
 
     limits = Limits()
+    gate_device = "cpu"
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint

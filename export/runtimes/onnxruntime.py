@@ -28,6 +28,7 @@ class OnnxRuntime:
     """
 
     limits = Limits()
+    gate_device = "cpu"
 
     def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
