@@ -29,7 +29,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py networks/*.py)
+$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py networks/*.py kernels/*.py)
 	$(BIN)/pikfix export $(CHECKPOINT) -o $(REPOSITORY)
 
 .PHONY: install

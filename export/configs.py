@@ -192,11 +192,15 @@ def _ensembles(settings: ServingSettings) -> dict[str, pb.ModelConfig]:
     for ensemble in contract.ensembles():
         message = _base(ensemble, settings)
         message.platform = "ensemble"
+        # A tensor that nothing takes keeps the ensemble from loading.
+        taken = {t.name for name in steps_of[ensemble.name] for t in models[name].inputs}
+        taken.update(tensor.name for tensor in ensemble.outputs)
         for name in steps_of[ensemble.name]:
             step = message.ensemble_scheduling.step.add(model_name=name, model_version=-1)
             for tensor in models[name].inputs:
                 step.input_map[tensor.name] = tensor.name
             for tensor in models[name].outputs:
-                step.output_map[tensor.name] = tensor.name
+                if tensor.name in taken:
+                    step.output_map[tensor.name] = tensor.name
         configs[ensemble.name] = message
     return configs

@@ -45,6 +45,7 @@ WORKING_L = Tensor("working_l", (1, -1, -1))
 REFERENCE_LAB = Tensor("reference_lab", (-1, 3, -1, -1))
 AB = Tensor("ab", (2, -1, -1))
 CONFIDENCE = tuple(Tensor(f"confidence_{i + 1}", (1, -1, -1)) for i in range(PYRAMID_LEVELS))
+SHARE = Tensor("reference_share", (-1,))
 PHOTO_INFO = Tensor("photo_info", (1,), "BYTES")
 PHOTO = Tensor("photo", (1,), "BYTES")
 REFERENCE = Tensor("reference", (-1,), "BYTES", optional=True)
@@ -60,7 +61,7 @@ def subnets(config: PikFixConfig) -> tuple[Model, ...]:
     )
     return (
         Model("restore", (PHOTO_L,), (RESTORED_L, WORKING_L)),
-        Model("similarity", (WORKING_L, REFERENCE_LAB), (*warped, *CONFIDENCE)),
+        Model("similarity", (WORKING_L, REFERENCE_LAB), (*warped, *CONFIDENCE, SHARE)),
         Model("colorize", (WORKING_L, *warped, *CONFIDENCE), (AB,)),
     )
 
@@ -69,7 +70,7 @@ def python_steps() -> tuple[Model, ...]:
     """Files in, files out: the first and the last step of pikfix_photo."""
     return (
         Model("decode_photo", (PHOTO, REFERENCE, OPTIONS), (PHOTO_L, REFERENCE_LAB, PHOTO_INFO)),
-        Model("encode_photo", (RESTORED_L, AB, *CONFIDENCE, PHOTO_INFO), (RESULT, REPORT)),
+        Model("encode_photo", (RESTORED_L, AB, *CONFIDENCE, SHARE, PHOTO_INFO), (RESULT, REPORT)),
     )
 
 

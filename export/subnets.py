@@ -28,15 +28,15 @@ class WorkingStep(nn.Module):
 
 
 class SimilarityStep(nn.Module):
-    """working_l and reference_lab to warped_1..4 and confidence_1..4."""
+    """working_l and reference_lab to warped_1..4, confidence_1..4 and reference_share."""
 
     def __init__(self, model: PikFix) -> None:
         super().__init__()
         self.similarity = model.similarity
 
     def forward(self, working_l: Tensor, reference_lab: Tensor) -> tuple[Tensor, ...]:
-        warped, confidence = self.similarity(working_l, reference_lab)
-        return (*warped, *confidence)
+        warped, confidence, share = self.similarity.with_share(working_l, reference_lab)
+        return (*warped, *confidence, share)
 
 
 class ColorizeStep(nn.Module):

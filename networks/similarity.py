@@ -15,6 +15,8 @@ from pikfix.networks.resnet import ResNetFeatures
 
 _SINGLE_SCALE = 1
 """The scale of the single correlation of the ablation: 1/8, as in the published code."""
+_SHARE_SCALE = 2
+"""Where the references' shares are measured: at 1/16 that costs next to nothing."""
 
 
 class InstanceNorm(nn.Module):
@@ -119,35 +121,66 @@ class Similarity(nn.Module):
             the ab ablations, `[B, 2, ...]`), and confidence_1..4 `[B, 1, ...]`, the highest
             correlation of each position, in [-1, 1].
         """
-        batch, _, height, width = working_l.shape
-        reference_l, reference_ab = reference_lab.flatten(0, 1).split((1, 2), dim=1)
         if self.mode == "none":
-            sizes = [(height // (4 << i), width // (4 << i)) for i in range(PYRAMID_LEVELS)]
-            return self._unaligned(reference_ab, batch, sizes)
+            return self._unaligned(working_l, reference_lab)
+        return self._warp(reference_lab, self._matches(working_l, reference_lab))
 
+    def with_share(
+        self, working_l: Tensor, reference_lab: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """The same, and how much of the photo's colour comes from each reference.
+
+        Returns:
+            warped_1..4, confidence_1..4 and share `[B, R]`, the softmax's mass on each reference,
+            averaged over the photo's positions; in [0, 1], each row sums to 1.
+        """
+        batch, references = reference_lab.shape[:2]
+        if self.mode == "none":
+            share = reference_lab.new_ones(batch, references) / references
+            return (*self._unaligned(working_l, reference_lab), share)
+        matches = self._matches(working_l, reference_lab)
+        warped, confidence = self._warp(reference_lab, matches)
+        query, key, _ = matches[_SHARE_SCALE if self.mode == "multi" else 0]
+        index = torch.arange(references, device=key.device)
+        # What each position carries is the reference it belongs to.
+        owner = (index[:, None] == index).to(key.dtype)[:, None, :]
+        owner = owner.expand(-1, key.shape[1] // references, -1).reshape(1, key.shape[1], -1)
+        mass, _ = correlation_warp(query, key, owner.expand(batch, -1, -1), self.temperature)
+        return warped, confidence, mass.float().mean(dim=1)
+
+    def _matches(
+        self, working_l: Tensor, reference_lab: Tensor
+    ) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
+        """Centred and normalised queries, keys and the queries' height and width, by scale."""
+        batch = working_l.shape[0]
         photo_features = self._features(working_l)
-        reference_features = self._features(reference_l)
-        scales = range(PYRAMID_LEVELS) if self.mode == "multi" else (_SINGLE_SCALE,)
-        colours = self._colour_pyramid(reference_ab)
-        warped, confidence = [], []
-        for scale in scales:
+        reference_features = self._features(reference_lab[:, :, :1].flatten(0, 1))
+        matches = []
+        for scale in range(PYRAMID_LEVELS) if self.mode == "multi" else (_SINGLE_SCALE,):
             query = self._match_features(photo_features, scale)
             key = self._match_features(reference_features, scale)
-            values = to_positions(colours[scale])
-            out, best = correlation_warp(
-                center_normalize(to_positions(query)),
-                # The positions of all references are the keys of one softmax.
-                center_normalize(to_positions(key).reshape(batch, -1, query.shape[1])),
-                values.reshape(batch, -1, values.shape[-1]),
-                self.temperature,
-            )
-            warped.append(out.transpose(1, 2).unflatten(2, query.shape[-2:]))
-            confidence.append(best.unsqueeze(1).unflatten(2, query.shape[-2:]))
+            # The positions of all references are the keys of one softmax.
+            keys = to_positions(key).reshape(batch, -1, query.shape[1])
+            size = (query.shape[2], query.shape[3])
+            matches.append((center_normalize(to_positions(query)), center_normalize(keys), size))
+        return matches
+
+    def _warp(
+        self, reference_lab: Tensor, matches: list[tuple[Tensor, Tensor, tuple[int, int]]]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        colours = self._colour_pyramid(reference_lab[:, :, 1:].flatten(0, 1))
         if self.mode == "single":
-            warped = [change_scale(warped[0], _SINGLE_SCALE, i) for i in range(PYRAMID_LEVELS)]
-            confidence = [
-                change_scale(confidence[0], _SINGLE_SCALE, i) for i in range(PYRAMID_LEVELS)
-            ]
+            colours = [colours[_SINGLE_SCALE]]
+        warped, confidence = [], []
+        for (query, key, size), carried in zip(matches, colours, strict=True):
+            values = to_positions(carried).reshape(*key.shape[:2], carried.shape[1])
+            out, best = correlation_warp(query, key, values, self.temperature)
+            warped.append(out.transpose(1, 2).unflatten(2, size))
+            confidence.append(best.unsqueeze(1).unflatten(2, size))
+        if self.mode == "single":
+            scales = range(PYRAMID_LEVELS)
+            warped = [change_scale(warped[0], _SINGLE_SCALE, i) for i in scales]
+            confidence = [change_scale(confidence[0], _SINGLE_SCALE, i) for i in scales]
         return tuple(warped), tuple(confidence)
 
     def _features(self, luminance: Tensor) -> list[Tensor]:
@@ -173,9 +206,12 @@ class Similarity(nn.Module):
         return colours
 
     def _unaligned(
-        self, reference_ab: Tensor, batch: int, sizes: list[tuple[int, int]]
+        self, working_l: Tensor, reference_lab: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The ablation without similarity: the reference's colours stay where they are."""
+        batch, _, height, width = working_l.shape
+        sizes = [(height // (4 << i), width // (4 << i)) for i in range(PYRAMID_LEVELS)]
+        reference_ab = reference_lab[:, :, 1:].flatten(0, 1)
         warped = []
         for colours, size in zip(self._colour_pyramid(reference_ab), sizes, strict=True):
             mean = colours.unflatten(0, (batch, -1)).mean(dim=1)

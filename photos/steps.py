@@ -153,7 +153,7 @@ class Reference:
         return int(self.pixels.shape[0]), int(self.pixels.shape[1])
 
     def report(self) -> dict[str, Any]:
-        """Return its entry in the report; the share of matches is not known at this step."""
+        """Return its entry in the report; its share of the matches is not known before them."""
         return {"source": self.source, "name": self.name, "score": self.score, "share": None}
 
 

@@ -96,6 +96,19 @@ def test_report(steps, text, save, reference):
     np.testing.assert_array_equal(np.asarray(image), photo)
 
 
+def test_shares_of_a_repeated_set_are_added_up(steps, text, save, reference):
+    decode, encode = steps
+    file = save(data.astronaut()[:64, :64])
+    (decoded,) = decode.run(
+        {"photo": text([file]), "reference": np.array([[save(reference)] * 2], dtype=object)}
+    )
+    request = perfect_networks(decoded, [data.astronaut()[:64, :64]])
+    shares = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+    (answer,) = encode.run({**request, "reference_share": shares})
+    references = opened(answer)[1]["references"]
+    assert [entry["share"] for entry in references] == [0.4, 0.6]
+
+
 @pytest.mark.parametrize("size", [(33, 517), (1, 1), (1, 40), (480, 640), (1200, 1600)])
 def test_results_have_the_photos_own_size(steps, text, save, reference, size):
     tiles = np.tile(data.astronaut(), (3, 4, 1))

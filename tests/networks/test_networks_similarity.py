@@ -65,6 +65,38 @@ def test_references_compete_place_by_place(tiny: PikFix) -> None:
     assert together.mean() > alone.mean()
 
 
+def test_shares_follow_the_colours(tiny: PikFix) -> None:
+    """At a low temperature a photo's colours come from the reference that it is a part of."""
+    _, lab = pictures(64, 96)
+    _, other = pictures(64, 96, references=3)
+    tiny.similarity.temperature = 1e-4
+    references = torch.cat((other[:, 1:], lab), dim=1)
+    warped, confidence, share = tiny.similarity.with_share(lab[:, 0, :1], references)
+    torch.testing.assert_close(share, torch.tensor([[0.0, 0.0, 1.0]]), atol=1e-3, rtol=0)
+    twice = references[:, [2, 0, 2, 1]]
+    torch.testing.assert_close(
+        tiny.similarity.with_share(lab[:, 0, :1], twice)[2],
+        torch.tensor([[0.5, 0.0, 0.5, 0.0]]),
+        atol=1e-3,
+        rtol=0,
+    )
+    plain = tiny.similarity(lab[:, 0, :1], references)
+    for a, b in zip((*warped, *confidence), (*plain[0], *plain[1]), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["none", "single", "multi"])
+def test_shares_sum_to_one(tiny_config: PikFixConfig, mode: str) -> None:
+    torch.manual_seed(0)
+    similarity = Similarity(dataclasses.replace(tiny_config, similarity=mode)).eval()
+    photo, lab = pictures(references=3)
+    pair = (photo.repeat(2, 1, 1, 1), torch.cat((lab, lab.flip(1))))
+    share = similarity.with_share(*pair)[2]
+    assert share.shape == (2, 3) and share.min() >= 0
+    torch.testing.assert_close(share.sum(dim=1), torch.ones(2))
+    torch.testing.assert_close(share[1], share[0].flip(0))
+
+
 def test_one_position_is_answered(tiny: PikFix) -> None:
     photo, lab = pictures(32, 32)
     warped, confidence = tiny.similarity(photo, lab)

@@ -153,6 +153,15 @@ def test_luminance_of_the_result_is_restored_l(server: RunningServer, model: Pik
     assert np.abs(lightness(colour.image) - expected).max() <= 0.3 + 0.05
 
 
+def test_the_report_names_each_references_share(server: RunningServer, model: PikFix) -> None:
+    old, blank = photo(192, 160), encoded(Image.new("RGB", (192, 160), "red"))
+    with PikFixClient(server.grpc_url) as client:
+        report = client.restore(old, [reference(), blank]).report
+    shares = [one.share for one in report.references]
+    assert all(share is not None and 0 <= share <= 1 for share in shares)
+    assert sum(share or 0 for share in shares) == pytest.approx(1, abs=2e-4)
+
+
 def good(triton: grpc.InferenceServerClient) -> None:
     answer = triton.infer("pikfix_photo", [tensor("photo", files(encoded(photo(40, 30))))])
     assert json.loads(answer.as_numpy("report")[0, 0])["colorized"] is False

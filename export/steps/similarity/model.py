@@ -9,6 +9,7 @@ Inputs, with a batch dimension B:
 Outputs:
     warped_1..4    FP32 [B, 2K, h/2^(i+1), w/2^(i+1)]
     confidence_1..4 FP32 [B, 1, h/2^(i+1), w/2^(i+1)]
+    reference_share FP32 [B, R]
 
 A request that fails answers ``[similarity] code: message``; others of its batch go on.
 """
@@ -52,8 +53,8 @@ class TritonPythonModel:
         check_deadline(request.parameters())
         inputs = [self._input(request, name) for name in RANKS]
         with torch.inference_mode():
-            warped, confidence = self.similarity(*inputs)
-        outputs = {}
+            warped, confidence, share = self.similarity.with_share(*inputs)
+        outputs = {"reference_share": share}
         for level, (colours, best) in enumerate(zip(warped, confidence, strict=True), 1):
             outputs[f"warped_{level}"] = colours.contiguous()
             outputs[f"confidence_{level}"] = best.contiguous()

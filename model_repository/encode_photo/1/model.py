@@ -4,6 +4,7 @@ Inputs, with a batch dimension B:
     restored_l          FP32 [B, 1, H, W]   L/50 - 1 of the padded photo
     ab                  FP32 [B, 2, h, w]   a/110, b/110 at the working size
     confidence_1..4     FP32 [B, 1, h_i, w_i], optional: highest correlations, for the report
+    reference_share     FP32 [B, R], optional   each reference's share of the matches
     photo_info          BYTES [B, 1]        what decode_photo noted
 Outputs:
     result  BYTES [B, 1]   encoded pictures of the photos' own sizes
@@ -62,13 +63,16 @@ class TritonPythonModel:
             for name in CONFIDENCES
             if pb_utils.get_input_tensor_by_name(request, name) is not None
         ]
+        share = pb_utils.get_input_tensor_by_name(request, "reference_share")
+        shares = None if share is None else share.as_numpy()
         info = pb_utils.get_input_tensor_by_name(request, "photo_info")
         rows = [] if info is None else info.as_numpy().ravel().tolist()
-        if any(len(part) != len(rows) for part in (restored_l, ab, *confidences)):
+        parts = [restored_l, ab, *confidences, *([] if shares is None else [shares])]
+        if any(len(part) != len(rows) for part in parts):
             raise PhotoError(
                 "bad_tensor",
-                f"restored_l, ab, confidence_i and photo_info must agree in batch size, got"
-                f" {[len(part) for part in (restored_l, ab, *confidences, rows)]}",
+                "restored_l, ab, confidence_i, reference_share and photo_info must agree in batch"
+                f" size, got {[*map(len, parts), len(rows)]}",
             )
         results, reports = [], []
         for number, row in enumerate(rows):
@@ -77,6 +81,8 @@ class TritonPythonModel:
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]
             result, report = self._one(restored_l[number, 0], ab[number], maps, notes)
+            if shares is not None:
+                _enter_shares(report["references"], shares[number])
             report["seconds"] = {
                 "decode_photo": round(notes.decode_seconds, 4),
                 "networks": round(networks, 4),
@@ -133,6 +139,15 @@ def _model_version(repository: Path) -> str:
         return f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}"
     except (OSError, ValueError, KeyError):
         return "unknown"
+
+
+def _enter_shares(references: list[dict[str, Any]], shares: npt.NDArray[Any]) -> None:
+    """Note each reference's share; a set that was repeated to fill the tensor is added up."""
+    if not references or shares.ndim != 1 or len(shares) % len(references):
+        return
+    totals = shares.reshape(-1, len(references)).sum(axis=0)
+    for reference, total in zip(references, totals, strict=True):
+        reference["share"] = round(min(max(float(total), 0.0), 1.0), 4)
 
 
 def _mean_confidence(
