@@ -163,8 +163,12 @@ def serve_from(library: Path) -> None:
     os.environ[LIBRARY_VARIABLE] = str(library.resolve())
 
 
-def choose_here(library: Path) -> References:
+def choose_here(library: Path, *, force: bool = False) -> References:
     """Choose from a library of this machine what to send to a server elsewhere.
+
+    Args:
+        library: its folder.
+        force: send the best even where none suits.
 
     Returns:
         Encoded photo -> encoded references; none where none suits, or where the photo cannot be
@@ -185,6 +189,6 @@ def choose_here(library: Path) -> References:
         except PhotoError:
             return ()
         matches = opened.rank(picture, DEFAULT_COUNT)
-        return [one.path.read_bytes() for one in matches if one.score >= opened.threshold]
+        return [one.path.read_bytes() for one in matches if force or one.score >= opened.threshold]
 
     return choose

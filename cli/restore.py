@@ -71,6 +71,12 @@ def command(
             "--color/--no-color", help="Colorize, or restore only and give a grey picture."
         ),
     ] = True,
+    force_color: Annotated[
+        bool,
+        typer.Option(
+            "--force-color", help="Colorize even where no reference of the library suits the photo."
+        ),
+    ] = False,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -110,10 +116,13 @@ def command(
     already, nothing is done at all, unless --overwrite or --skip-existing says what to do. A
     photo that fails is named on stderr, the others go on, and the exit code is 1.
     """
-    if overwrite and skip_existing:
-        raise UsageError("--overwrite and --skip-existing exclude each other")
-    if library is not None and reference:
-        raise UsageError("--library and --reference exclude each other")
+    for one, other, both in (
+        ("--overwrite", "--skip-existing", overwrite and skip_existing),
+        ("--library", "--reference", library is not None and reference),
+        ("--force-color", "--no-color", force_color and not color),
+    ):
+        if both:
+            raise UsageError(f"{one} and {other} exclude each other")
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
@@ -125,8 +134,9 @@ def command(
     if not plan.jobs and not plan.unreadable:
         raise CommandError(f"there are no pictures in {', '.join(map(str, photos))}")
     settings = Settings(
-        references=_references(reference or [], library, url),
+        references=_references(reference or [], library, url, force=force_color),
         color=color,
+        force_color=force_color,
         quality=quality,
         timeout=timeout,
         in_flight=jobs,
@@ -191,10 +201,12 @@ def _work(
         asyncio.run(work(client))
 
 
-def _references(files: Sequence[Path], library: Path | None, url: str | None) -> References:
+def _references(
+    files: Sequence[Path], library: Path | None, url: str | None, *, force: bool
+) -> References:
     if library is not None:
         if url is not None:
-            return choose_here(library)
+            return choose_here(library, force=force)
         # The private server chooses, while the networks work on other photos.
         serve_from(library)
     sent = [path.read_bytes() for path in files]

@@ -97,6 +97,7 @@ class Settings:
     Attributes:
         references: chooses what to send as reference.
         color: False restores only.
+        force_color: colorize after a library's references even where none suits.
         quality: of JPEG and WebP, 1 to 100.
         timeout: seconds per photo.
         in_flight: photos at a time.
@@ -106,6 +107,7 @@ class Settings:
 
     references: References
     color: bool = True
+    force_color: bool = False
     quality: int = 95
     timeout: float = 300.0
     in_flight: int = 2
@@ -216,6 +218,7 @@ class Run:
                 photo,
                 list(references),
                 color=settings.color,
+                force_color=settings.force_color,
                 format=cast(PictureFormat, job.format),
                 quality=settings.quality,
                 timeout=settings.timeout,

@@ -82,6 +82,7 @@ class PikFixClient:
         reference: PhotoLike | Sequence[PhotoLike] | None = None,
         *,
         color: bool = True,
+        force_color: bool = False,
         format: PictureFormat | None = None,
         quality: int = 95,
         timeout: float | None = None,
@@ -94,6 +95,8 @@ class PikFixClient:
             reference: one colour photo or a list of them, in the same forms; None lets the
                 server choose from its library, if it has one.
             color: False restores only and gives a grey picture.
+            force_color: without a reference, take the best of the server's library even where
+                none suits; otherwise such a photo is left grey, and the report says so.
             format: of the result; None keeps the photo's own where it is one of these, and
                 gives PNG otherwise.
             quality: of a JPEG or WebP result, 1 to 100.
@@ -111,6 +114,7 @@ class PikFixClient:
             photo,
             reference,
             color=color,
+            force_color=force_color,
             format=format,
             quality=quality,
             limit=self._limits.message_bytes,

@@ -138,20 +138,27 @@ def encode_references(
     return [encode_photo(one, InvalidReferenceError)[0] for one in several]
 
 
-def check_options(color: bool, format: str | None, quality: int) -> dict[str, bool | int | str]:
+def check_options(
+    color: bool, force_color: bool, format: str | None, quality: int
+) -> dict[str, bool | int | str]:
     """Return the options of a photo request.
 
     Raises:
         InvalidOptionsError: an option has the wrong type or is out of range.
     """
-    if not isinstance(color, (bool, np.bool_)):
-        raise InvalidOptionsError(f"color must be True or False, got {color!r}")
+    for name, flag in (("color", color), ("force_color", force_color)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise InvalidOptionsError(f"{name} must be True or False, got {flag!r}")
+    if force_color and not color:
+        raise InvalidOptionsError("force_color asks for colours and color=False for none")
     whole = isinstance(quality, (int, np.integer)) and not isinstance(quality, bool)
     if not whole or not 1 <= quality <= 100:
         raise InvalidOptionsError(f"quality must be a whole number from 1 to 100, got {quality!r}")
     if format is not None and format not in FORMATS:
         raise InvalidOptionsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     options: dict[str, bool | int | str] = {"color": bool(color), "quality": int(quality)}
+    if force_color:
+        options["force_color"] = True
     if format is not None:
         options["format"] = format
     return options

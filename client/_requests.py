@@ -69,12 +69,13 @@ def photo_request(
     reference: PhotoLike | Sequence[PhotoLike] | None,
     *,
     color: bool,
+    force_color: bool,
     format: str | None,
     quality: int,
     limit: int,
 ) -> Request:
     """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
-    options = check_options(color, format, quality)
+    options = check_options(color, force_color, format, quality)
     data, encoded_here = encode_photo(photo)
     if encoded_here and format is None:
         # The caller's picture was in memory and has no file format of its own.

@@ -78,6 +78,12 @@ def test_one_photo_with_references_and_options(restore, server, fake, picture, t
         assert image.format == "WEBP"
 
 
+def test_force_color_is_passed_on(restore, server, picture, tmp_path):
+    done = restore(picture(tmp_path / "a.jpg"), "-o", tmp_path / "out", "--force-color")
+    assert done.returncode == 0, done.stderr
+    assert sent_options(server)[0]["force_color"] is True
+
+
 def test_no_color_sends_no_reference(restore, server, picture, tmp_path):
     photo = picture(tmp_path / "a.jpg")
     done = restore(photo, "-o", tmp_path / "out", "--no-color", "--reference", photo)
@@ -142,6 +148,7 @@ def test_existing_results(restore, server, picture, tmp_path):
     assert "2 restored" in done.stderr
     assert Image.open(old).size == (48, 32)
     assert restore(*words, "--overwrite", "--skip-existing").returncode == 2
+    assert restore(*words, "--overwrite", "--no-color", "--force-color").returncode == 2
 
 
 @pytest.mark.parametrize(

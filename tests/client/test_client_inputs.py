@@ -177,6 +177,9 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
     client.restore(jpeg, color=False, format="webp", quality=7)
     wanted = {"color": False, "format": "webp", "quality": 7}
     assert json.loads(sent(server, "options").item()) == wanted
+    client.restore(jpeg, force_color=True)
+    wanted = {"color": True, "quality": 95, "force_color": True}
+    assert json.loads(sent(server, "options").item()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,8 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
         {"format": "gif"},
         {"color": "no"},
         {"color": 1},
+        {"force_color": "yes"},
+        {"force_color": True, "color": False},
     ],
 )
 def test_wrong_options_are_refused_before_sending(client, server, jpeg, options):

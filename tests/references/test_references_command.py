@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pikfix.cli.main import main
+from pikfix.cli.references import choose_here
 
 
 @pytest.fixture
@@ -56,6 +57,9 @@ def test_an_unsuitable_best_is_told(run, library, built):
     code, out, err = run("rank", built[1] / "coffee_0.png", "--library", library, "--top", 1)
     assert (code, len(out.splitlines())) == (0, 1)
     assert "none suits" in err
+    photo = (built[1] / "coffee_0.png").read_bytes()
+    assert choose_here(library)(photo) == []
+    assert choose_here(library, force=True)(photo)
 
 
 def test_failures_take_one_line(run, tmp_path, pictures, library):
