@@ -40,7 +40,7 @@ export: $(REPOSITORY)/manifest.json ## Export the shipped checkpoint into model_
 
 .PHONY: demo
 demo: $(REPOSITORY)/manifest.json ## Restore a damaged sample photo through a real Triton server
-	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY) -o demo
+	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY) --checkpoint $(CHECKPOINT) -o demo
 
 .PHONY: serve
 serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -178,7 +179,7 @@ def choose_here(library: Path, *, force: bool = False) -> References:
         LibraryError: the library cannot be used.
     """
     from pikfix.photos import PhotoError, decode_photo
-    from pikfix.references.library import DEFAULT_COUNT, Library
+    from pikfix.references.library import DEFAULT_COUNT, Library, suitable
     from pikfix.references.pictures import reduce_picture
 
     opened = Library(library)
@@ -189,6 +190,7 @@ def choose_here(library: Path, *, force: bool = False) -> References:
         except PhotoError:
             return ()
         matches = opened.rank(picture, DEFAULT_COUNT)
-        return [one.path.read_bytes() for one in matches if force or one.score >= opened.threshold]
+        chosen = suitable(matches, -math.inf if force else opened.threshold)
+        return [one.path.read_bytes() for one in chosen]
 
     return choose

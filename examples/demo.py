@@ -1,13 +1,15 @@
 """The whole product once: damage a sample photo, serve the networks, restore it, save the picture.
 
-Run by `make demo`. The photo and its colour reference are the two views of a stereo pair that
-comes with scikit-image, so the reference is a real second photo of the same scene.
+Run by `make demo`. Nobody chooses the reference: the server finds it in a library built from
+scikit-image's colour samples. The photo is one view of a stereo pair; the other view, a real second
+photo of the same scene, is among the samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -17,45 +19,60 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pikfix.client import PikFixClient, PikFixError
 from pikfix.photos import write_atomically
+from pikfix.references import LibraryError
+from pikfix.references.builder import build_library
 from pikfix.serving.errors import ServingError
 from pikfix.serving.server import start_server
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
 SEED = 3
 CAPTION = 28
+SAMPLES = (
+    *("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry"),
+    *("retina", "rocket"),
+)
 
 
 def main() -> int:
     """Make the pictures; 0 on success, 1 with one line on stderr otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/compact.safetensors"))
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"))
     parser.add_argument("--seed", type=int, default=SEED, help="of the damage")
     options = parser.parse_args()
 
     left, right, _ = skimage.data.stereo_motorcycle()
-    truth, reference = Image.fromarray(left), Image.fromarray(right)
-    grey = np.asarray(truth.convert("L"), dtype=np.float32) / 255
+    grey = np.asarray(Image.fromarray(left).convert("L"), dtype=np.float32) / 255
     damaged = degrade(grey, np.random.default_rng(options.seed), DEGRADATIONS["light"]).image
     photo = Image.fromarray((damaged * 255).round().astype(np.uint8))
 
-    print("starting a Triton server ...", flush=True)
     try:
+        print("building a library of references ...", flush=True)
+        pictures, library = options.output / "samples", options.output / "library"
+        save_samples(pictures, motorcycle=right)
+        build_library(pictures, library, backbone=options.checkpoint, rebuild=True)
+        os.environ["PIKFIX_LIBRARY"] = str(library.resolve())
+        print("starting a Triton server ...", flush=True)
         with (
             start_server(options.model_repository) as server,
             PikFixClient(server.grpc_url) as client,
         ):
             print("restoring ...", flush=True)
-            restored = client.restore(photo, reference, format="png")
-        options.output.mkdir(parents=True, exist_ok=True)
+            restored = client.restore(photo, format="png")
+        references = restored.report.references
+        if not references:
+            print(f"demo: the photo stayed grey: {restored.report.warnings}", file=sys.stderr)
+            return 1
+        reference = Image.open(pictures / str(references[0].name))
         save(photo, options.output / "before.png")
         save(reference, options.output / "reference.png")
         save(restored.image, options.output / "after.png")
         comparison = side_by_side(
-            ("before", photo), ("colour reference", reference), ("after", restored.image)
+            ("before", photo), ("the chosen reference", reference), ("after", restored.image)
         )
         save(comparison, options.output / "comparison.png")
-    except (PikFixError, ServingError, OSError) as error:
+    except (LibraryError, PikFixError, ServingError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     seconds = restored.report.seconds
@@ -64,8 +81,23 @@ def main() -> int:
         f"({seconds.decode_photo:.2f} s decoding, {seconds.networks:.2f} s in the networks, "
         f"{seconds.encode_photo:.2f} s encoding)"
     )
+    for chosen in references:
+        print(
+            f"reference {chosen.name}: score {chosen.score:.2f}, share of the colours "
+            f"{chosen.share:.0%}"
+        )
     print(f"wrote {options.output / 'comparison.png'}")
     return 0
+
+
+def save_samples(folder: Path, **more: np.ndarray) -> None:
+    """Write scikit-image's colour samples, and more pictures, as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {name: getattr(skimage.data, name)() for name in SAMPLES}
+    for name, pixels in {**pictures, **more}.items():
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((512, 512))
+        save(picture, folder / f"{name}.png")
 
 
 def save(picture: Image.Image, path: Path) -> None:

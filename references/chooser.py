@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL import Image
 
 from pikfix.photos import PhotoError
 from pikfix.references.errors import LibraryError
-from pikfix.references.library import DEFAULT_COUNT, Library, Match
+from pikfix.references.library import DEFAULT_COUNT, Library, Match, suitable
 from pikfix.references.pictures import read_pixels, reduce_picture
 
 DEFAULT_CACHE = 64
@@ -123,14 +124,14 @@ class LibraryChooser:
         if not ranked:
             return [], "its library has no other picture"
         threshold = self.library.threshold
-        suitable = [match for match in ranked if force or match.score >= threshold]
-        if not suitable:
+        wanted = suitable(ranked, -math.inf if force else threshold)
+        if not wanted:
             return [], (
                 f"its library has none that suits (the best, {ranked[0].name}, scores "
                 f"{ranked[0].score:.3f}, {threshold:.3f} is needed)"
             )
         chosen: list[Chosen] = []
-        for match in suitable:
+        for match in wanted:
             try:
                 chosen.append(Chosen(match, self._pictures.read(match.path)))
             except (PhotoError, OSError):

@@ -28,6 +28,9 @@ SHORTLIST = 200
 """Candidates that texture and structure are computed for."""
 DEFAULT_COUNT = 3
 """References that a photo gets at once where nothing else is asked for."""
+BESIDE_THE_BEST = 0.8
+"""Part of the best score that a further reference needs. Every position of every reference takes
+part in the match; one that shows something else only dilutes the colours of the one that suits."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,19 @@ class Library:
             for one, bits in zip(found, distance, strict=True)
             if bits > fingerprint.COPY_DISTANCE
         ]
+
+
+def suitable(ranked: Sequence[Match], threshold: float) -> list[Match]:
+    """Those of a ranking that a photo should be colorized after: none where the best does not suit.
+
+    Args:
+        ranked: the best first.
+        threshold: score that the best needs (`Library.threshold`); -inf takes it in any case.
+    """
+    if not ranked or ranked[0].score < threshold:
+        return []
+    least = max(threshold, BESIDE_THE_BEST * ranked[0].score)
+    return [match for match in ranked if match is ranked[0] or match.score >= least]
 
 
 def describe(backbone: Backbone, picture: Picture) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pikfix.references.builder import build_library
 from pikfix.references.chooser import LibraryChooser, PictureCache
 from pikfix.references.errors import LibraryError
+from pikfix.references.library import Match, suitable
 from pikfix.references.pictures import reduce_picture
 
 
@@ -94,3 +96,23 @@ def test_cache_keeps_the_last_used_and_sees_changes(built, tmp_path, samples):
 def test_no_library_no_chooser(tmp_path):
     with pytest.raises(LibraryError, match="no library of references"):
         LibraryChooser(tmp_path)
+
+
+def matches(*scores):
+    return [Match(f"{s}.png", Path(f"{s}.png"), s, s / 2, s / 2) for s in scores]
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "kept"),
+    [
+        ((), 0.0, 0),
+        ((0.9, 0.8, 0.5), 0.0, 2),  # 0.5 is under four fifths of 0.9
+        ((0.9, 0.8, 0.75), 0.78, 2),
+        ((0.4, 0.39), 0.5, 0),
+        ((0.4, 0.39), -np.inf, 2),
+        ((-0.1, -0.2), -np.inf, 1),
+    ],
+)
+def test_what_suits(scores, threshold, kept):
+    ranked = matches(*scores)
+    assert suitable(ranked, threshold) == ranked[:kept]
