@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -247,10 +248,14 @@ def batch_loader(dataset: TrainingBatches, start: int, workers: int) -> DataLoad
         sampler=_Steps(start),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_single_thread if workers else None,
+        worker_init_fn=_be_a_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )
 
 
-def _single_thread(_: int) -> None:
+def _be_a_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole process group is the training process's to answer: it ends the run
+    # after the step at hand, and its workers with it.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)

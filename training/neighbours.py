@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,6 +22,7 @@ Table = npt.NDArray[np.int32]
 Vectors = npt.NDArray[np.float32]
 
 _NET_SIDE = 192
+_NET_BATCH = 16
 _THUMBNAIL = 8
 _CELLS = 4
 _ORIENTATIONS = 8
@@ -37,7 +39,7 @@ def descriptors(photos: Iterable[Pixels], net: FeatureNet | None = None) -> Vect
     if net is None:
         vectors = np.stack([_statistics(photo) for photo in photos])
     else:
-        vectors = np.stack([_pooled_features(photo, net) for photo in photos])
+        vectors = np.concatenate([_pooled_features(batch, net) for batch in _batches(photos)])
     vectors -= vectors.mean(axis=0)
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Vectors = (vectors / np.maximum(norm, 1e-8)).astype(np.float32)
@@ -122,15 +124,23 @@ def _renumber(
     return np.array([row[:count] for row in rows], dtype=np.int32)
 
 
-def _pooled_features(photo: Pixels, net: FeatureNet) -> Vectors:
-    image = Image.fromarray(photo).resize((_NET_SIDE, _NET_SIDE), Image.Resampling.BICUBIC)
-    grey = torch.from_numpy(lightness(np.asarray(image)))[None, None].expand(1, 3, -1, -1)
+def _batches(photos: Iterable[Pixels]) -> Iterator[list[Pixels]]:
+    remaining = iter(photos)
+    while batch := list(itertools.islice(remaining, _NET_BATCH)):
+        yield batch
+
+
+def _pooled_features(photos: list[Pixels], net: FeatureNet) -> Vectors:
+    """`[B, D]`: the last features over the whole picture and over its quarters."""
+    size = (_NET_SIDE, _NET_SIDE)
+    images = [Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC) for photo in photos]
+    grey = torch.from_numpy(np.stack([lightness(np.asarray(image)) for image in images]))
     with torch.inference_mode():
-        last = net(grey)[-1]
+        last = net(grey[:, None].expand(-1, 3, -1, -1))[-1]
         whole = F.normalize(last.mean(dim=(2, 3)), dim=1)
         quarters = F.normalize(F.adaptive_avg_pool2d(last, 2).flatten(1), dim=1)
-    vector: Vectors = torch.cat((whole, quarters), dim=1)[0].float().numpy()
-    return vector
+    vectors: Vectors = torch.cat((whole, quarters), dim=1).float().numpy()
+    return vectors
 
 
 def _statistics(photo: Pixels) -> Vectors:

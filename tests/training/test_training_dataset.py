@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 from skimage.color import rgb2lab
+from torch.nn import functional as F
 
+from pikfix.training import neighbours
 from pikfix.training.augment import jitter_colors, prepare, rotate_hue
 from pikfix.training.config import DataConfig
 from pikfix.training.dataset import (
@@ -22,6 +24,7 @@ from pikfix.training.dataset import (
     random_crop,
 )
 from pikfix.training.errors import TrainingError
+from pikfix.training.features import FeatureNet
 from pikfix.training.neighbours import descriptors, load_table, nearest, save_table
 from pikfix.training.photo_store import open_photos
 
@@ -224,6 +227,23 @@ def test_a_photo_is_nearest_to_its_own_copy(store):
     for row, vector in zip(table, vectors, strict=True):
         scores = [float(vector @ other) for other in vectors]
         assert scores[row[0]] >= scores[row[1]]
+
+
+class Corners(FeatureNet):
+    """Features that can be computed by hand: the picture in two by two means."""
+
+    def forward(self, rgb):
+        return [F.adaptive_avg_pool2d(rgb, 2)]
+
+
+def test_descriptors_from_a_net_do_not_depend_on_their_batch(store, monkeypatch):
+    photos = list(store)
+    together = descriptors(photos, Corners())
+    monkeypatch.setattr(neighbours, "_NET_BATCH", 2)
+    np.testing.assert_allclose(descriptors(photos, Corners()), together, atol=1e-6)
+    # Another order of the photos is another order of the rows, and nothing else.
+    np.testing.assert_allclose(descriptors(photos[::-1], Corners())[::-1], together, atol=1e-6)
+    assert together.shape == (len(photos), 3 + 3 * 4)
 
 
 def test_neighbour_tables_are_kept_renumbered_and_refused(store, table, tmp_path, photo_folder):

@@ -160,6 +160,31 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_exactly(
     _same(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_a_signal_to_the_whole_process_group_ends_the_run_politely(config, photo_folder, tmp_path):
+    """A terminal or a service manager signals the data loader's workers as well."""
+    arguments = [json.dumps(config().to_dict()), str(photo_folder), str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments, "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / STATE).exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert load_state(tmp_path / "run")[0]["step"] > 0
+
+
 def test_two_processes_equal_one(config, photo_folder, tmp_path):
     """Restoration has no batch statistics, so that data-parallel gradients are the same."""
     pytest.importorskip("torch.distributed")
