@@ -4,9 +4,9 @@ The server embedded in nvidia-pytriton carries the python backend alone. With th
 backend directory it serves the repository that the NGC container serves with its native
 onnxruntime backend: same model files, same configs, same parameter names.
 
-Each model instance is one process with one session. The file runs in that process, beside the
-model and away from the rest of the project, so it imports numpy, onnxruntime and Triton's own
-module and nothing else.
+Each model instance is one process with one session. The file is copied into the server's backend
+directory and runs there, so what it shares with the other backends it imports from pikfix, which
+the embedded server's Python always has.
 
 Parameters in config.pbtxt, all optional. As in the native backend: `intra_op_thread_count`
 (default: cores / instances, so that instances share the machine instead of fighting for it),
@@ -20,21 +20,23 @@ Errors have the form `[model] code: message`, code one of bad_tensor, deadline_e
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-Array = npt.NDArray[Any]
+from pikfix.serving.network_step import (
+    Array,
+    NetworkStep,
+    parameter,
+    return_free_memory,
+    run_tiled,
+    threads_per_instance,
+    tiling_of,
+)
 
 # Inputs of more elements than this end with the session's and malloc's free memory handed back:
 # one large photo must not decide what the process holds for the rest of its life.
@@ -43,150 +45,10 @@ SHRINK_ELEMENTS = 1_000_000
 WORKING_MODEL = "working.onnx"
 
 
-class StepError(Exception):
-    """A request that cannot be answered; `code` is one of the codes that clients parse."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Exact tiled execution of a model whose first output has the size of its first input.
-
-    Each output place depends on inputs at most `halo` places away, so a tile that is computed
-    with a margin of `halo` and cropped equals the same region of the whole. Tiles start at
-    multiples of `align`, so that down- and upsampling inside the model meet the same grid; only
-    at the picture's own right and bottom edge may a tile end off the grid, as the picture does.
-
-    pixels: the largest tile, margin included, that is run at once.
-    """
-
-    pixels: int
-    halo: int
-    align: int = 32
-
-    def __post_init__(self) -> None:
-        if min(self.pixels, self.align) < 1 or self.halo < 0:
-            raise ValueError("tile_pixels and tile_align must be positive, tile_halo not negative")
-        smallest = self.align + 2 * self.margin
-        if self.pixels < smallest**2:
-            raise ValueError(
-                f"tile_pixels is {self.pixels}; a halo of {self.halo} needs at least {smallest**2}"
-            )
-
-    @property
-    def margin(self) -> int:
-        """The halo, rounded up so that a tile's margin keeps the grid."""
-        return -(-self.halo // self.align) * self.align
-
-    def _core(self, length: int, count: int) -> int:
-        return -(-length // (count * self.align)) * self.align
-
-    def cores(self, height: int, width: int) -> tuple[int, int]:
-        """Tile size without margin that computes the fewest places within the limit."""
-        best: tuple[int, tuple[int, int]] | None = None
-        for rows in range(1, -(-height // self.align) + 1):
-            core_h = self._core(height, rows)
-            tile_h = min(height, core_h + 2 * self.margin)
-            # As few columns as fit: more of them only repeat more margin.
-            widest = self.pixels // tile_h
-            core_w = width
-            if width > widest:
-                core_w = (widest - 2 * self.margin) // self.align * self.align
-                if core_w < self.align:
-                    continue
-            core_w = self._core(width, -(-width // core_w))
-            tile_w = min(width, core_w + 2 * self.margin)
-            cost = -(-height // core_h) * tile_h * -(-width // core_w) * tile_w
-            if best is None or cost < best[0]:
-                best = (cost, (core_h, core_w))
-        return (self.align, self.align) if best is None else best[1]
-
-    def plan(self, height: int, width: int) -> Iterator[tuple[slice, slice, slice, slice]]:
-        """Yield (rows, columns) to keep and (rows, columns) to compute, for each tile."""
-        core_h, core_w = self.cores(height, width)
-        for top in range(0, height, core_h):
-            for left in range(0, width, core_w):
-                bottom, right = min(top + core_h, height), min(left + core_w, width)
-                yield (
-                    slice(top, bottom),
-                    slice(left, right),
-                    slice(max(0, top - self.margin), min(height, bottom + self.margin)),
-                    slice(max(0, left - self.margin), min(width, right + self.margin)),
-                )
-
-
-def run_tiled(
-    run: Callable[[Array], Array],
-    image: Array,
-    tiling: Tiling,
-    before_tile: Callable[[], None] = lambda: None,
-) -> Array:
-    """Run `run` ([B, C, H, W] -> [B, D, H, W]) over tiles of `image`, one picture at a time."""
-    height, width = image.shape[2:]
-    result: Array | None = None
-    for b in range(image.shape[0]):
-        for rows, columns, tile_rows, tile_columns in tiling.plan(height, width):
-            before_tile()
-            tile = np.ascontiguousarray(image[b : b + 1, :, tile_rows, tile_columns])
-            done = run(tile)
-            if done.shape[2:] != tile.shape[2:]:
-                raise StepError(
-                    "internal",
-                    f"the tiled output is {done.shape[2:]} for a tile of {tile.shape[2:]}; "
-                    "only an output of the input's size can be tiled",
-                )
-            if result is None:
-                result = np.empty((image.shape[0], done.shape[1], height, width), done.dtype)
-            top, left = rows.start - tile_rows.start, columns.start - tile_columns.start
-            result[b, :, rows, columns] = done[
-                0,
-                :,
-                top : top + rows.stop - rows.start,
-                left : left + columns.stop - columns.start,
-            ]
-    if result is None:
-        raise StepError("bad_tensor", "the batch is empty; send at least one picture")
-    return result
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, bounded by the container's CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 quota to read: the affinity stands
-    return max(1, cores)
-
-
-def parameter(config: dict[str, Any], name: str, default: int) -> int:
-    """An integer of the config's `parameters`; ValueError names the parameter."""
-    entry = config.get("parameters", {}).get(name)
-    if entry is None:
-        return default
-    try:
-        return int(entry["string_value"])
-    except ValueError:
-        raise ValueError(
-            f"parameter {name} must be an integer, not {entry['string_value']!r}"
-        ) from None
-
-
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     """Session options from the config, by the native backend's parameter names."""
     options = ort.SessionOptions()
-    # A group with GPUs has its count of instances on each of them.
-    instances = sum(
-        int(group.get("count", 1)) * max(1, len(group.get("gpus", [])))
-        for group in config.get("instance_group", [])
-    )
-    threads = parameter(config, "intra_op_thread_count", 0)
-    options.intra_op_num_threads = threads or max(1, available_cores() // max(1, instances))
+    options.intra_op_num_threads = threads_per_instance(config)
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count", 0)
     if parameter(config, "execution_mode", 0) == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
@@ -218,13 +80,6 @@ def providers(kind: str, device_id: int) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": device_id}), "CPUExecutionProvider"]
 
 
-def return_free_memory() -> None:
-    """Hand malloc's free pages back to the system (glibc only)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 class Network:
     """One ONNX model with its sessions and its tiling; knows arrays, not requests."""
 
@@ -238,14 +93,10 @@ class Network:
         self._uses_arena = self.options.enable_cpu_mem_arena or self.on_gpu
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
-        self.tiling: Tiling | None = None
+        self.tiling = tiling_of(config)
         self._working: ort.InferenceSession | None = None
-        pixels = parameter(config, "tile_pixels", 0)
-        if pixels:
-            halo, align = parameter(config, "tile_halo", 0), parameter(config, "tile_align", 32)
-            self.tiling = Tiling(pixels, halo, align)
-            if len(self.outputs) > 1:
-                self._working = self._open(version_dir / WORKING_MODEL)
+        if self.tiling is not None and len(self.outputs) > 1:
+            self._working = self._open(version_dir / WORKING_MODEL)
 
     def _open(self, path: Path) -> ort.InferenceSession:
         if not path.is_file():
@@ -296,181 +147,25 @@ class Network:
         return results
 
 
-@dataclass
-class Item:
-    """One request on its way: where its response goes, its arrays, its deadline in Unix ms."""
-
-    index: int
-    request: Any
-    inputs: dict[str, Array]
-    outputs: list[str]
-    deadline_ms: int | None
-
-    @property
-    def batch(self) -> int:
-        """Rows this request adds to a merged batch."""
-        return next(iter(self.inputs.values())).shape[0]
-
-
-class TritonPythonModel:
+class TritonPythonModel(NetworkStep):
     """One instance of one model, as Triton's python backend drives it."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the model of the instance's version directory."""
         config = json.loads(args["model_config"])
-        self._name = args["model_name"]
-        self._batched = int(config.get("max_batch_size", 0)) > 0
-        self._inputs = {entry["name"]: entry for entry in config["input"]}
-        self._outputs = [entry["name"] for entry in config["output"]]
-        self._side_multiple = parameter(config, "side_multiple", 1)
-        self._network = Network(
+        network = Network(
             config,
             Path(args["model_repository"]) / args["model_version"],
             args["model_instance_kind"],
             int(args["model_instance_device_id"]),
         )
-        for names, there, role in (
-            (self._inputs, self._network.inputs, "input"),
-            (self._outputs, self._network.outputs, "output"),
-        ):
-            unknown = sorted(set(names) - set(there))
-            if unknown:
-                raise ValueError(
-                    f"the config's {role} {unknown} is not in the model; it has {there}"
-                )
-        if args["model_instance_kind"] == "GPU" and not self._network.on_gpu:
+        self.set_up(args, config, network)
+        if args["model_instance_kind"] == "GPU" and not network.on_gpu:
             pb_utils.Logger.log_warn(
                 f"{args['model_instance_name']}: this onnxruntime has no GPU support; running on "
                 "the CPU (install onnxruntime-gpu for the GPU)"
             )
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: onnxruntime {ort.__version__}, "
-            f"{self._network.options.intra_op_num_threads} threads, tiling {self._network.tiling}"
+            f"{network.options.intra_op_num_threads} threads, tiling {network.tiling}"
         )
-
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, merging those of equal shapes into one run."""
-        responses: list[Any] = [None] * len(requests)
-        groups: dict[tuple[Any, ...], list[Item]] = {}
-        for index, request in enumerate(requests):
-            try:
-                item = self._read(index, request)
-            except StepError as error:
-                responses[index] = self._error(error)
-                continue
-            key: tuple[Any, ...] = tuple((n, a.shape[1:]) for n, a in item.inputs.items())
-            groups.setdefault(key if self._batched else (index,), []).append(item)
-        for group in groups.values():
-            self._answer(group, responses)
-        return responses
-
-    def _read(self, index: int, request: Any) -> Item:
-        parameters = json.loads(request.parameters() or "{}")
-        deadline = parameters.get("deadline_unix_ms")
-        try:
-            deadline_ms = None if deadline is None else int(deadline)
-        except (TypeError, ValueError):
-            raise StepError(
-                "bad_tensor", f"deadline_unix_ms must be an integer, not {deadline!r}"
-            ) from None
-        check_deadline(deadline_ms)
-        inputs = {}
-        for name, entry in self._inputs.items():
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is None:
-                if entry.get("optional"):
-                    continue
-                raise StepError("bad_tensor", f"{name} is missing")
-            inputs[name] = self._check(name, entry, tensor.as_numpy())
-        wanted = request.requested_output_names()
-        outputs = [name for name in self._outputs if name in wanted]
-        return Item(index, request, inputs, outputs, deadline_ms)
-
-    def _check(self, name: str, entry: dict[str, Any], array: Array) -> Array:
-        """The array, if it is what the config promises the model; StepError otherwise."""
-        dtype = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
-        if array.dtype != dtype:
-            raise StepError("bad_tensor", f"{name} is {array.dtype}, not {dtype}")
-        dims = [int(d) for d in entry["dims"]]
-        dims = [-1, *dims] if self._batched else dims
-        if array.ndim != len(dims) or any(
-            d not in (-1, n) for d, n in zip(dims, array.shape, strict=True)
-        ):
-            raise StepError("bad_tensor", f"{name} has shape {list(array.shape)}, not {dims}")
-        if array.size == 0:
-            raise StepError("bad_tensor", f"{name} is empty (shape {list(array.shape)})")
-        multiple = self._side_multiple
-        if array.ndim == len(dims) >= 4 and any(n % multiple for n in array.shape[-2:]):
-            raise StepError(
-                "bad_tensor",
-                f"{name} is {array.shape[-2]} x {array.shape[-1]}; "
-                f"pad both sides to multiples of {multiple}",
-            )
-        # Two reductions instead of isfinite: no temporary of the array's size.
-        if dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-            raise StepError("bad_tensor", f"{name} holds NaN or infinity; send finite values")
-        return array
-
-    def _answer(self, group: list[Item], responses: list[Any]) -> None:
-        """Run a group in one go; if that fails, each alone, so that one cannot fail the others."""
-        try:
-            results = self._run(group)
-        except Exception as error:
-            if len(group) > 1:
-                for item in group:
-                    self._answer([item], responses)
-                return
-            responses[group[0].index] = self._error(error)
-            return
-        start = 0
-        for item in group:
-            stop = start + item.batch
-            rows = slice(start, stop) if self._batched else slice(None)
-            responses[item.index] = pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, results[name][rows]) for name in item.outputs]
-            )
-            start = stop
-
-    def _run(self, group: list[Item]) -> dict[str, Array]:
-        def before_tile() -> None:
-            # A merged run goes on while anybody still waits for it.
-            if all(item.request.is_cancelled() for item in group):
-                raise StepError("deadline_exceeded", "the request was cancelled")
-            if all(item.deadline_ms is not None for item in group):
-                check_deadline(max(item.deadline_ms or 0 for item in group))
-
-        before_tile()
-        first = group[0].inputs
-        inputs = {
-            name: first[name]
-            if len(group) == 1
-            else np.concatenate([item.inputs[name] for item in group])
-            for name in first
-        }
-        wanted = {name for item in group for name in item.outputs}
-        return self._network.run(
-            inputs, [name for name in self._outputs if name in wanted], before_tile
-        )
-
-    def _error(self, error: Exception) -> Any:
-        if isinstance(error, StepError):
-            code = error.code
-        else:
-            code = "bad_tensor" if type(error).__name__ == "InvalidArgument" else "internal"
-        text = " ".join(str(error).split()) or type(error).__name__
-        status = {
-            "bad_tensor": pb_utils.TritonError.INVALID_ARG,
-            "deadline_exceeded": pb_utils.TritonError.CANCELLED,
-        }.get(code, pb_utils.TritonError.INTERNAL)
-        return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(f"[{self._name}] {code}: {text}", status)
-        )
-
-
-def check_deadline(deadline_ms: int | None) -> None:
-    """Raise StepError once the absolute Unix time in milliseconds has passed."""
-    if deadline_ms is None:
-        return
-    late = time.time() * 1000 - deadline_ms
-    if late >= 0:
-        raise StepError("deadline_exceeded", f"the deadline passed {late:.0f} ms ago")

@@ -1,0 +1,242 @@
+"""Inference forms: trained sub-nets rearranged for a CPU, with the same weights and results.
+
+A dense block, written plainly, copies everything that came before into a new tensor and rectifies
+all of it once per unit; on a CPU a fifth of the time is such memory traffic. Here each unit's
+output is written once, into a buffer that every later unit reads in place. A 1 x 1 convolution over
+the leading channels of such a buffer is a matrix product with a row stride, which the libraries
+under PyTorch take as it is. (3 x 3 convolutions want their input dense, so residual dense blocks
+keep their concatenations.)
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pikfix.networks.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
+from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
+from pikfix.networks.model import PikFix, to_working
+from pikfix.networks.similarity import Similarity, change_scale
+
+_FORMAT = "pikfix inference step"
+
+# Parameters of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+_LANES = 32
+"""Row strides of buffers are multiples of this: 64 bytes of bfloat16, one cache line."""
+
+
+class InPlaceDenseBlock(nn.Module):
+    """`DenseBlock` on one buffer, for inference.
+
+    `[B, channels, H, W]` to `[B, channels + growth * units, H, W]`, in channels_last order.
+    """
+
+    def __init__(self, block: DenseBlock) -> None:
+        super().__init__()
+        units = [unit for unit in block.units if isinstance(unit, DenseUnit)]
+        self.out_channels = block.out_channels
+        self.squeezes = nn.ModuleList(unit.squeeze for unit in units)
+        self.expands = nn.ModuleList(unit.expand for unit in units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, filled, height, width = x.shape
+        stride = -(-self.out_channels // _LANES) * _LANES
+        plain = x.new_empty(batch, height, width, stride)
+        rectified = torch.empty_like(plain)
+        _write(plain, rectified, x, 0)
+        for squeeze, expand in zip(self.squeezes, self.expands, strict=True):
+            rows = rectified.view(-1, stride)[:, :filled]
+            narrow = F.linear(rows, squeeze.weight.flatten(1), squeeze.bias).relu_()
+            narrow = narrow.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            filled = _write(plain, rectified, expand(narrow), filled)
+        return plain[..., :filled].permute(0, 3, 1, 2)
+
+
+def _write(plain: Tensor, rectified: Tensor, part: Tensor, start: int) -> int:
+    """Write `[B, c, H, W]` into channels `start`... of both buffers; the count of filled ones."""
+    end = start + part.shape[1]
+    rows = part.permute(0, 2, 3, 1)
+    plain[..., start:end] = rows
+    rectified[..., start:end] = rows
+    rectified[..., start:end].relu_()
+    return end
+
+
+class LeanResidualDenseBlock(nn.Module):
+    """`ResidualDenseBlock` that rectifies and adds in place, for inference."""
+
+    def __init__(self, block: ResidualDenseBlock) -> None:
+        super().__init__()
+        self.units, self.fuse = block.units, block.fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x
+        for unit in self.units:
+            features = torch.cat((features, unit(features).relu_()), dim=1)
+        fused: Tensor = self.fuse(features)
+        return fused.add_(x)
+
+
+class ReducedSimilarity(Similarity):
+    """`Similarity` with its convolutions in another dtype, for inference.
+
+    Normalisation, correlation and softmax stay in float32: at a temperature of 0.01 a rounding
+    error of a correlation is multiplied by a hundred before it enters an exponential.
+    """
+
+    def __init__(self, source: Similarity, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(copy.deepcopy(source).__dict__)
+        self.dtype = dtype
+        if self.mode != "none":
+            for network in (self.backbone, self.adapters, self.filter):
+                network.to(dtype=dtype, memory_format=torch.channels_last)
+
+    def _features(self, luminance: Tensor) -> list[Tensor]:
+        return super()._features(_reduced(luminance, self.dtype))
+
+    def _match_features(self, features: list[Tensor], scale: int) -> Tensor:
+        parts = [
+            change_scale(self.coefficients[scale, stage].to(self.dtype) * feature, stage, scale)
+            for stage, feature in enumerate(features)
+        ]
+        matched: Tensor = self.filter(torch.cat(parts, dim=1))
+        return matched.float()
+
+
+def keep_free_memory() -> None:
+    """Let malloc keep what is freed (glibc only), for networks that allocate every activation.
+
+    By default it maps large blocks anew each time and gives them back at once, and the system
+    fills every page with zeros again: a fifth of the time of a bfloat16 network on a CPU.
+    malloc_trim(3) still hands everything back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def save_step(
+    network: nn.Module, config: PikFixConfig, name: str, dtype: torch.dtype, path: Path
+) -> None:
+    """Write one sub-net's weights in `dtype` with the configuration, as safetensors."""
+    state = {
+        key: value.detach().to(dtype if value.is_floating_point() else None).contiguous()
+        for key, value in network.state_dict().items()
+    }
+    header = {
+        "format": _FORMAT,
+        "name": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "config": json.dumps(config.to_dict()),
+    }
+    save_file(state, path, metadata=header)
+
+
+def load_step(path: Path) -> InferenceStep:
+    """Load what `save_step` wrote.
+
+    Raises:
+        ValueError: the file is no such file, or does not fit its configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header.get("format") != _FORMAT:
+            raise ValueError("it was not written by `pikfix export --runtime pytorch`")
+        model = PikFix(PikFixConfig.from_dict(json.loads(header["config"])))
+        _subnet(model, header["name"]).load_state_dict(state)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be used ({error}): export again") from error
+    return InferenceStep(model, header["name"], getattr(torch, header["dtype"]))
+
+
+def _subnet(model: PikFix, name: str) -> nn.Module:
+    return {
+        "restore": model.restoration,
+        "similarity": model.similarity,
+        "colorize": model.colorization,
+    }[name]
+
+
+def _reduced(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+class InferenceStep(nn.Module):
+    """A served sub-net in its inference form: float32 tensors in and out, by the contract's names.
+
+    Args:
+        model: the trained networks; copied, not changed.
+        name: "restore", "similarity" or "colorize".
+        dtype: of the arithmetic, torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, model: PikFix, name: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.name, self.dtype = name, dtype
+        if name == "similarity":
+            self.network: nn.Module = ReducedSimilarity(model.similarity, dtype)
+        else:
+            network = copy.deepcopy(_subnet(model, name))
+            network.to(dtype=dtype, memory_format=torch.channels_last)
+            _replace(network)
+            self.network = network
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run on float32 tensors with a batch dimension; the outputs are contiguous float32."""
+        if self.name == "restore":
+            restored = self.restored(inputs["photo_l"])
+            return {"restored_l": restored, "working_l": self.working(restored)}
+        network: Any = self.network
+        if self.name == "colorize":
+            levels = range(1, PYRAMID_LEVELS + 1)
+            ab = network(
+                _reduced(inputs["working_l"], self.dtype),
+                tuple(_reduced(inputs[f"warped_{i}"], self.dtype) for i in levels),
+                tuple(_reduced(inputs[f"confidence_{i}"], self.dtype) for i in levels),
+            )
+            return {"ab": ab.float().contiguous()}
+        warped, confidence, share = network.with_share(inputs["working_l"], inputs["reference_lab"])
+        outputs = {"reference_share": share}
+        for level, (colours, best) in enumerate(zip(warped, confidence, strict=True), 1):
+            outputs[f"warped_{level}"] = colours.float().contiguous()
+            outputs[f"confidence_{level}"] = best.float().contiguous()
+        return outputs
+
+    @torch.inference_mode()
+    def restored(self, photo_l: Tensor) -> Tensor:
+        """`restore`'s first output alone, for tiles: `[B, 1, H, W]` in and out."""
+        network: Any = self.network
+        restored: Tensor = network(_reduced(photo_l, self.dtype))
+        return restored.float().contiguous()
+
+    @torch.inference_mode()
+    def working(self, restored_l: Tensor) -> Tensor:
+        """`restore`'s second output, from the whole of the first."""
+        return to_working(restored_l)
+
+
+def _replace(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, DenseBlock):
+            setattr(module, name, InPlaceDenseBlock(child))
+        elif isinstance(child, ResidualDenseBlock):
+            setattr(module, name, LeanResidualDenseBlock(child))
+        else:
+            _replace(child)
