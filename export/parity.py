@@ -84,7 +84,7 @@ def check_parity(
     """
     figures: dict[str, dict[str, Any]] = {}
     for case_index, case in enumerate(cases):
-        known = _inputs(np.random.default_rng(case_index), case)
+        known = case_inputs(np.random.default_rng(case_index), case)
         for model in models:
             inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
             expected = run_subnet(modules[model.name], inputs)
@@ -118,7 +118,8 @@ def _compare(
     return figure
 
 
-def _inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
+def case_inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
+    """Draw photo_l and reference_lab for a case."""
     photos = torch.stack([photo_like_lab(rng, *case.photo)[:1] for _ in range(case.batch)])
     references = torch.stack(
         [

@@ -53,13 +53,18 @@ class ColorizeStep(nn.Module):
 
 
 def subnet_module(model: PikFix, name: str) -> nn.Module:
-    """Wrap the sub-net `name` of `model` ("restore", "similarity" or "colorize")."""
+    """Wrap the sub-net `name` of `model` ("restore", "similarity" or "colorize").
+
+    The result's attribute `config` is the model's configuration.
+    """
     steps: dict[str, type[nn.Module]] = {
         "restore": RestoreStep,
         "similarity": SimilarityStep,
         "colorize": ColorizeStep,
     }
-    return steps[name](model).eval()
+    module = steps[name](model).eval()
+    module.config = model.config
+    return module
 
 
 @torch.no_grad()
