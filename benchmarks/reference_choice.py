@@ -1,0 +1,184 @@
+"""What the choice of references is worth in colours: PSNR by rank, by number, at random.
+
+    python benchmarks/reference_choice.py CHECKPOINT --photos DIR --queries DIR -o NAME
+
+Every query is colorized after each of its ten best references alone, after two photos drawn at
+random, and after its best two, three and five together. Writes NAME.json and NAME.md. Compare the
+paper's figure 5 (Pik-Fix, Xu et al., WACV 2023).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pikfix.evaluation import baselines
+from pikfix.evaluation.metrics import colourfulness, psnr
+from pikfix.evaluation.pictures import (
+    centre_crop,
+    compose,
+    load_resized,
+    split_lab,
+    stack_references,
+)
+from pikfix.networks import PikFix, load_checkpoint, to_working
+from pikfix.photos import write_atomically
+from pikfix.references.builder import build_library
+from pikfix.references.library import Library, Match, suitable
+from pikfix.references.pictures import SUFFIXES, read_picture, reduce_luminance
+
+RANKS = 10
+TOGETHER = (2, 3, 5)
+RANDOM = 2
+SEED = 0
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--photos", type=Path, required=True, help="colour photos of the library")
+    parser.add_argument("--queries", type=Path, required=True, help="photos to colorize")
+    parser.add_argument("--limit", type=int, help="queries, evenly spread over the folder")
+    parser.add_argument("--library", type=Path, help="folder to keep the library in")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("-o", "--out", type=Path, required=True, help="without its suffix")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    queries = spread(sorted(p for p in args.queries.rglob("*") if p.suffix in SUFFIXES), args.limit)
+    model = load_checkpoint(args.checkpoint)
+    with tempfile.TemporaryDirectory(prefix="pikfix-benchmark-") as scratch:
+        folder = args.library or Path(scratch) / "library"
+        build_library(args.photos, folder, backbone=args.checkpoint)
+        library = Library(folder)
+        rows = [measure(model, library, path) for path in progress(queries)]
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "faiss-cpu")},
+        "checkpoint": args.checkpoint.name,
+        "library": len(library),
+        "queries": len(rows),
+        "mean": {name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
+        "rows": {path.name: row for path, row in zip(queries, rows, strict=True)},
+    }
+    write_atomically(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(args.out.with_suffix(".md"), report(result).encode())
+    print(report(result))
+
+
+def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
+    """At most `limit` of the paths, evenly spaced."""
+    if limit is None or limit >= len(paths):
+        return list(paths)
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, limit).astype(int)]
+
+
+def progress(queries: Sequence[Path]) -> Iterable[Path]:
+    """Go through the queries and say how far it is."""
+    for number, path in enumerate(queries):
+        if number % 10 == 0:
+            print(f"{number}/{len(queries)}", file=sys.stderr, flush=True)
+        yield path
+
+
+@torch.inference_mode()
+def measure(model: PikFix, library: Library, path: Path) -> Figures:
+    """PSNR in dB, and colourfulness, of every way to colorize one photo."""
+    truth = centre_crop(load_resized(path))
+    luminance, _ = split_lab(truth)
+    picture = reduce_luminance(luminance[0].numpy())
+    ranked = library.rank(picture, RANKS, original=read_picture(path))
+    pictures = [load(match) for match in ranked]
+    rng = np.random.default_rng([SEED, zlib.crc32(path.name.encode())])
+    drawn = rng.choice(len(library), RANDOM, replace=False)
+    names = [library.manifest.entries[i].name for i in drawn]
+    others = [centre_crop(load_resized(library.pictures / name)) for name in names]
+
+    alone = [colorize(model, luminance, [reference]) for reference in [*pictures, *others]]
+    scores = [psnr(result, truth) for result in alone]
+    figures: Figures = {
+        "grey": psnr(baselines.grey(luminance), truth),
+        "random": float(np.mean(scores[len(pictures) :])),
+        "oracle": max(scores[: len(pictures)]),
+        "colourfulness truth": colourfulness(truth),
+        "colourfulness rank 1": colourfulness(alone[0]),
+    }
+    figures |= {f"rank {i + 1}": score for i, score in enumerate(scores[: len(pictures)])}
+    for count in TOGETHER:
+        result = colorize(model, luminance, pictures[:count])
+        figures[f"best {count} together"] = psnr(result, truth)
+        figures[f"colourfulness best {count} together"] = colourfulness(result)
+        kept = len(suitable(ranked[:count], -np.inf))
+        result = result if kept == count else colorize(model, luminance, pictures[:kept])
+        figures[f"up to {count}, near the best"] = psnr(result, truth)
+        figures[f"kept of {count}"] = float(kept)
+    return figures
+
+
+def load(match: Match) -> Tensor:
+    """The reference as evaluation and training see it: a square of 256 pixels."""
+    return centre_crop(load_resized(match.path))
+
+
+def colorize(model: PikFix, luminance: Tensor, references: list[Tensor]) -> Tensor:
+    """The photo `[3, H, W]` in [0, 1], its luminance untouched."""
+    working = to_working(luminance[None])
+    warped, confidence = model.similarity(working, stack_references(references))
+    ab = model.colorization(working, warped, confidence)
+    return compose(luminance, ab[0].float())
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    mean = result["mean"]
+    first, chance, oracle = mean["rank 1"], mean["random"], mean["oracle"]
+    lines = [
+        "# What the choice of references is worth",
+        "",
+        f"{result['queries']} photos of 256 x 256, a library of {result['library']}, checkpoint "
+        f"{result['checkpoint']}; mean PSNR in dB of the colorized photo. {result['date']}, "
+        f"{result['machine']}, torch {result['versions']['torch']}.",
+        "",
+        "| references | PSNR | over random | of the way to the oracle |",
+        "|---|---|---|---|",
+    ]
+    for name, value in mean.items():
+        if name.startswith(("colourfulness", "kept")):
+            continue
+        way = (value - chance) / (oracle - chance)
+        lines.append(f"| {name} | {value:.2f} | {value - chance:+.2f} | {way:.0%} |")
+    lines += [
+        "",
+        "`random` is one photo of the library, `oracle` the best of ranks 1 to 10 for each photo, "
+        "as nobody can know it. `up to N, near the best` leaves out references that score less "
+        "than four fifths of the best one; it keeps "
+        + ", ".join(f"{mean[f'kept of {n}']:.2f} of {n}" for n in TOGETHER)
+        + " on average.",
+        "",
+        f"Colourfulness: {mean['colourfulness truth']:.1f} true, "
+        f"{mean['colourfulness rank 1']:.1f} after rank 1, "
+        + ", ".join(f"{mean[f'colourfulness best {n} together']:.1f} after {n}" for n in TOGETHER)
+        + f". Rank 1 is {first - chance:+.2f} dB over a random reference.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
