@@ -37,6 +37,7 @@ class Manifest:
     models: for each sub-net its version, file hash and parity figures.
     target: the server its configs are for.
     tested_on: for each sub-net, the GPU or CPU that the parity gate ran it on.
+    measured: with the runtime "auto", what was measured and chosen for each sub-net.
     """
 
     created: str
@@ -48,6 +49,7 @@ class Manifest:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     target: str = "embedded"
     tested_on: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] | None = None
     format: int = 1
 
     def to_dict(self) -> dict[str, Any]:
