@@ -31,6 +31,8 @@ _CHUNK_ELEMENTS = 1 << 20
 _MIN_ROWS = 32
 # Queries that are screened together: more would share fewer useless keys.
 _SCREEN_ROWS = 128
+# Rows that are quantised at a time.
+_QUANTISED_ROWS = 512
 # Below this many keys the screen, and bfloat16 with it, costs more than it saves.
 _SCREEN_KEYS = 512
 # Key counts are rounded up to one of so many: every new size compiles new products.
@@ -80,12 +82,25 @@ class _Quantised:
 
     @staticmethod
     def of(rows: Tensor, per_row: bool) -> _Quantised:
-        rows = rows.float()
-        largest = rows.abs().amax(dim=1, keepdim=True) if per_row else rows.abs().amax()
-        scale = largest.clamp_min_(1e-30) / 127
-        rounded = (rows / scale).round_()
-        error = _lengths(torch.addcmul(rows, rounded, scale, value=-1))
-        return _Quantised(rounded.to(torch.int8), scale, error, _lengths(rows))
+        n = rows.shape[0]
+        low, high = torch.aminmax(rows, dim=1, keepdim=True) if per_row else torch.aminmax(rows)
+        scale = torch.maximum(-low, high).float().clamp_min_(1e-30) / 127
+        made = _Quantised(
+            torch.empty(rows.shape, dtype=torch.int8),
+            scale,
+            torch.empty(n, 1),
+            torch.empty(n, 1),
+        )
+        # Blocks that stay in the cache: over the whole, every operation would go through memory.
+        for top in range(0, n, _QUANTISED_ROWS):
+            block = slice(top, top + _QUANTISED_ROWS)
+            values = rows[block].float()
+            unit = scale[block] if per_row else scale
+            made.length[block] = _lengths(values)
+            rounded = (values / unit).round_()
+            made.rows[block] = rounded
+            made.error[block] = _lengths(values.addcmul(rounded, unit, value=-1))
+        return made
 
 
 def _lengths(rows: Tensor) -> Tensor:
