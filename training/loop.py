@@ -6,27 +6,23 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pikfix.networks import PikFix, save_checkpoint
-from pikfix.training import losses, schedule
-from pikfix.training.augment import Inputs, prepare
-from pikfix.training.average import Average
+from pikfix.networks import save_checkpoint
+from pikfix.training import schedule
 from pikfix.training.config import TrainConfig
 from pikfix.training.dataset import Batch, TrainingBatches, batch_loader
 from pikfix.training.errors import TrainingError
 from pikfix.training.logs import Logs, Meter, Reporter
-from pikfix.training.objective import Objective, Outputs, TrainingModule
+from pikfix.training.objective import Objective, TrainingModule
 from pikfix.training.signals import catch_signals
 from pikfix.training.state import State, save_state
+from pikfix.training.update import Updater, agree
 from pikfix.training.validation import Validator, save_grid
 
 MAX_BAD_STEPS = 5
@@ -102,26 +98,11 @@ class Trainer:
         self.config = config
         self.budget = budget
         self.folder = folder
-        self.objective = objective
         self.dataset = dataset
         self.validator = validator
         self.reporter = reporter
         self.facts = facts
-
-        options = config.optimizer
-        memory = torch.channels_last
-        self.raw = module.to(memory_format=memory)  # type: ignore[call-overload]
-        trained = [p for p in self.raw.parameters() if p.requires_grad]
-        optimizer = _adam(trained, config)
-        self.module, self.optimizer = fabric.setup(self.raw, optimizer)
-        self.average = Average(self.net, options.ema)
-        self.critic: nn.Module | None = None
-        if discriminator is not None:
-            discriminator.to(memory_format=memory)  # type: ignore[call-overload]
-            self.critic, self.critic_optimizer = fabric.setup(
-                discriminator, _adam(list(discriminator.parameters()), config)
-            )
-        self.raw_critic = discriminator
+        self.update = Updater(fabric, config, module, discriminator, objective)
 
         self.step = 0
         self.minutes = 0.0
@@ -129,12 +110,6 @@ class Trainer:
         self.failed_saves = 0
         self.best = -math.inf
         self.signals: list[int] = []
-
-    @property
-    def net(self) -> PikFix:
-        """The network that is trained."""
-        net: PikFix = self.raw.net
-        return net
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -147,14 +122,8 @@ class Trainer:
             "minutes": self.minutes,
             "bad_steps": self.bad_steps,
             "best": self.best,
-            "module": self.raw.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.model.state_dict(),
-            "average_updates": self.average.updates,
+            **self.update.state(),
         }
-        if self.raw_critic is not None:
-            state["discriminator"] = self.raw_critic.state_dict()
-            state["discriminator_optimizer"] = self.critic_optimizer.state_dict()
         return state
 
     def restore(self, state: State) -> None:
@@ -163,13 +132,7 @@ class Trainer:
         self.minutes = state["minutes"]
         self.bad_steps = state["bad_steps"]
         self.best = state["best"]
-        self.raw.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.model.load_state_dict(state["average"])
-        self.average.updates = state["average_updates"]
-        if self.raw_critic is not None:
-            self.raw_critic.load_state_dict(state["discriminator"])
-            self.critic_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.update.restore(state)
 
     # -- schedules -----------------------------------------------------------------------------
 
@@ -221,7 +184,7 @@ class Trainer:
         window, window_started = 0, clock
         next_save = clock + 60 * self.budget.checkpoint_minutes
         next_validation = clock + 60 * self.budget.validation_minutes
-        self.module.train()
+        self.update.module.train()
         saved_at = -1
         while True:
             reason = self._reason_to_end()
@@ -271,68 +234,24 @@ class Trainer:
         return ""
 
     def _agree(self, decision: bool) -> bool:
-        """The first process's decision, so that all of them do the same."""
-        if self.fabric.world_size == 1:
-            return decision
-        return bool(self.fabric.broadcast(decision))
+        return agree(self.fabric, decision)
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """One update of all weights; returns the logged values."""
-        config = self.config
         rate, temperature = self.learning_rate(), self.temperature()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.net.similarity.temperature = temperature
-        # Dropout and the like depend on (seed, step, rank) alone: nothing to store for a resume.
-        mixed = (config.seed * 1_000_003 + self.step) * 1_009 + self.fabric.global_rank
-        torch.manual_seed(mixed % (1 << 63))
-
-        inputs = _channels_last(prepare(batch))
-        outputs = self.module(inputs.photo_l, inputs.truth_lab[:, :1], inputs.reference_lab)
-        outputs = Outputs(*outputs)
-        with self.fabric.autocast(), _frozen(self.raw_critic):
-            terms = self.objective.terms(inputs, outputs)
-        total = self.objective.total(terms)
-        self.fabric.backward(total)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip or math.inf)
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        values |= {"total": float(total.detach()), "gradient_norm": float(norm)}
-        if self._agree(finite):
-            self.optimizer.step()
-            self.average.update(self.net)
+        values, updated = self.update(batch, self.step, rate, temperature)
+        if updated:
             self.bad_steps = 0
-            if self.critic is not None and outputs.ab is not None:
-                values["discriminator"] = self._criticise(inputs, outputs, rate)
         else:
             self._skip()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if not finite:
             # What is not finite would spoil the means of the log.
             values = {}
+        self.step += 1
         return values | {
             "learning_rate": rate,
             "temperature": temperature,
-            "skipped": float(not finite),
+            "skipped": float(not updated),
         }
-
-    def _criticise(self, inputs: Inputs, outputs: Outputs, rate: float) -> float:
-        """One update of the discriminator."""
-        assert self.critic is not None and outputs.ab is not None
-        for group in self.critic_optimizer.param_groups:
-            group["lr"] = rate
-        fake = torch.cat((inputs.truth_lab[:, :1], outputs.ab.detach()), dim=1)
-        # One pass over both, so that batch statistics do not tell them apart.
-        answers = self.critic(torch.cat((inputs.truth_lab, fake)))
-        loss = losses.discriminator_loss(*answers.chunk(2))
-        self.fabric.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
-        if self._agree(bool(torch.isfinite(norm))):
-            self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
 
     def _skip(self) -> None:
         self.bad_steps += 1
@@ -383,7 +302,7 @@ class Trainer:
         Its configuration carries the temperature it was trained with so far.
         """
         temperature = self.temperature()
-        model = self.average.model
+        model = self.update.average.model
         model.config = dataclasses.replace(self.config.network, temperature=temperature)
         metadata = {
             "training": json.dumps(self.config.to_dict()),
@@ -398,7 +317,7 @@ class Trainer:
     def _validate(self, logs: Logs | None) -> None:
         """Measure the averaged network; only the first process does."""
         if self.fabric.is_global_zero and self.validator is not None and logs is not None:
-            net = self.average.model
+            net = self.update.average.model
             net.similarity.temperature = self.temperature()
             figures = self.validator.measure(
                 net, self.config.trains_restoration, self.config.trains_color
@@ -421,32 +340,3 @@ class Trainer:
 
     def _say_unwritten(self, what: str, error: OSError) -> None:
         self.reporter.say(f"{what} cannot be written ({error.strerror or error})")
-
-
-@contextmanager
-def _frozen(module: nn.Module | None) -> Iterator[None]:
-    """Without gradients to the module's parameters: the generator's step needs none."""
-    if module is None:
-        yield
-        return
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-
-
-def _adam(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    options = config.optimizer
-    betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(
-        parameters, lr=options.learning_rate, betas=betas, weight_decay=options.weight_decay
-    )
-
-
-def _channels_last(inputs: Inputs) -> Inputs:
-    last = torch.channels_last
-    return inputs._replace(
-        photo_l=inputs.photo_l.contiguous(memory_format=last),
-        truth_lab=inputs.truth_lab.contiguous(memory_format=last),
-    )
