@@ -16,6 +16,7 @@ class Runtime(str, Enum):
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
     pytorch = "pytorch"
+    auto = "auto"
 
 
 class Device(str, Enum):
@@ -52,6 +53,14 @@ class Similarity(str, Enum):
 
     runtime = "runtime"
     kernel = "kernel"
+    plugin = "plugin"
+
+
+class EngineBuilder(str, Enum):
+    """What TensorRT engines are built through."""
+
+    onnx = "onnx"
+    torch = "torch"
 
 
 def command(
@@ -59,18 +68,27 @@ def command(
         Path, typer.Argument(help="Checkpoint, a .safetensors file.", show_default=False)
     ],
     *,
-    runtime: Annotated[Runtime, typer.Option(help="What runs the networks.")] = Runtime.onnxruntime,
+    runtime: Annotated[
+        Runtime,
+        typer.Option(
+            help="What runs the networks; auto measures all that a CPU has and takes the fastest "
+            "for each sub-net."
+        ),
+    ] = Runtime.onnxruntime,
     device: Annotated[Device, typer.Option(help="Where they run.")] = Device.cpu,
     precision: Annotated[
         Precision, typer.Option(help="In which arithmetic they run.")
     ] = Precision.fp32,
     similarity: Annotated[
-        Similarity,
+        Similarity | None,
         typer.Option(
             help="runtime exports it like the others; kernel is a python step on the fused "
-            "operators, with memory linear in the pictures, and needs torch in the server's Python."
+            "operators, with memory linear in the pictures, and needs torch in the server's "
+            "Python; plugin is a TensorRT engine with the fused kernel inside. Default: kernel "
+            "for TensorRT, else runtime.",
+            show_default=False,
         ),
-    ] = Similarity.runtime,
+    ] = None,
     target: Annotated[
         Target,
         typer.Option(
@@ -82,6 +100,20 @@ def command(
         Accelerator,
         typer.Option(help="With --target ngc --device cuda: what runs ONNX networks on the GPU."),
     ] = Accelerator.cuda,
+    engine_builder: Annotated[
+        EngineBuilder,
+        typer.Option(help="TensorRT: through its ONNX parser, or through torch-tensorrt."),
+    ] = EngineBuilder.onnx,
+    version_compatible: Annotated[
+        bool, typer.Option(help="TensorRT: newer versions may load the engines.")
+    ] = True,
+    hardware_compatible: Annotated[
+        bool, typer.Option(help="TensorRT: any GPU from Ampere on may load the engines.")
+    ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="TensorRT: measurements to keep from build to build.", dir_okay=False),
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),
@@ -97,6 +129,7 @@ def command(
     import json
 
     from pikfix.export import export_checkpoint
+    from pikfix.export.runtimes import EngineOptions
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -107,9 +140,15 @@ def command(
         runtime=runtime.value,
         device=device.value,
         precision=precision.value,
-        similarity=similarity.value,
+        similarity=None if similarity is None else similarity.value,
         target=target.value,
         accelerator=accelerator.value,
+        engines=EngineOptions(
+            builder=engine_builder.value,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            timing_cache=timing_cache,
+        ),
         progress=progress,
     )
     if as_json:

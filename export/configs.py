@@ -73,6 +73,9 @@ def build_configs(
         configs[model.name] = _subnet(model, runtimes[model.name], settings)
         placement.adapt_subnet(model, configs[model.name])
     configs.update(fixed_configs(settings, placement))
+    for name in contract.ENSEMBLES:
+        for step in configs[name].ensemble_scheduling.step:
+            _rename_outputs(step, configs[step.model_name])
     return configs
 
 
@@ -87,6 +90,14 @@ def fixed_configs(
     for message in ensembles.values():
         placement.adapt_ensemble(message, settings.queue_size)
     return {**steps, **ensembles}
+
+
+def _rename_outputs(step: pb.ModelEnsembling.Step, message: pb.ModelConfig) -> None:
+    """Map a step's outputs by their order, where its backend has names of its own for them."""
+    models = {m.name: m for m in (*contract.subnets(PikFixConfig()), *contract.python_steps())}
+    for tensor, output in zip(models[step.model_name].outputs, message.output, strict=True):
+        if output.name != tensor.name and tensor.name in step.output_map:
+            step.output_map[output.name] = step.output_map.pop(tensor.name)
 
 
 def render(message: pb.ModelConfig) -> str:

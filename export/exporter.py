@@ -6,25 +6,36 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from pikfix.export import contract
 from pikfix.export.configs import ServingSettings, build_configs
-from pikfix.export.parity import Runner, check_parity
+from pikfix.export.errors import ExportError
+from pikfix.export.measured import Selection, export_fastest
+from pikfix.export.parity import check_parity
 from pikfix.export.repository import Manifest, publish, staging_folder
-from pikfix.export.runtimes import Choice, Runtime, runtime_of
+from pikfix.export.runtimes import (
+    Choice,
+    EngineOptions,
+    Request,
+    Runtime,
+    candidates,
+    runtime_of,
+)
 from pikfix.export.runtimes.kernel_step import KernelStep
 from pikfix.export.subnets import subnet_module
 from pikfix.export.targets import TARGETS, Accelerator, Placement, TargetName
 from pikfix.networks import PikFix, load_checkpoint, read_metadata
 
-SimilarityForm = Literal["runtime", "kernel"]
-"""Whether the similarity sub-net is exported like the others, or is a python step."""
+SimilarityForm = Literal["runtime", "kernel", "plugin"]
+"""Whether the similarity sub-net is exported like the others, is a python step, or is exported
+with the correlation warp's kernel as a plugin inside."""
 
 
 def export_checkpoint(
@@ -34,9 +45,10 @@ def export_checkpoint(
     runtime: str = "onnxruntime",
     device: str = "cpu",
     precision: str = "fp32",
-    similarity: SimilarityForm = "runtime",
+    similarity: SimilarityForm | None = None,
     target: TargetName = "embedded",
     accelerator: Accelerator = "cuda",
+    engines: EngineOptions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export every sub-net of a checkpoint, check it against PyTorch, and publish it.
@@ -44,13 +56,17 @@ def export_checkpoint(
     Args:
         checkpoint: a pikfix checkpoint.
         repository: the model repository to write into; created if missing.
-        runtime: what executes the networks, see `Choice`.
+        runtime: what executes the networks, see `Choice`; "auto" measures what there is for a
+            CPU and takes the fastest for each sub-net, of whatever precision.
         device: where they will run, "cpu" or "cuda".
         precision: "fp32", or what the runtime has beside it.
         similarity: "runtime" is exported like the others; "kernel" is a python step on the fused
-            operators, in memory linear in the pictures, for servers whose Python has torch.
+            operators, in memory linear in the pictures, for servers whose Python has torch;
+            "plugin" is a TensorRT engine with the fused kernel inside. None: "kernel" for
+            TensorRT, whose own softmax writes the N x M map, else "runtime".
         target: the server the configs are for: "embedded", or "ngc" for NVIDIA's container.
         accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
+        engines: how TensorRT engines are built.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -69,23 +85,37 @@ def export_checkpoint(
         max_batch=settings.max_batch_size,
         reference_side=settings.reference_side,
     )
-    chosen = runtime_of(Choice(runtime, device, precision), settings)
+    similarity = similarity or ("kernel" if runtime == "tensorrt" else "runtime")
+    if similarity == "plugin" and runtime != "tensorrt":
+        raise ExportError("the plugin is for TensorRT: add --runtime tensorrt")
+    if runtime == "auto" and (device, target, similarity) != ("cpu", "embedded", "runtime"):
+        raise ExportError(
+            "runtime auto measures what the embedded server runs on a CPU: leave out --device, "
+            "--target and --similarity, or name a runtime"
+        )
+    chosen = None
+    if runtime != "auto":
+        chosen = runtime_of(
+            Request(
+                Choice(runtime, device, precision),
+                settings,
+                engines or EngineOptions(),
+                warp_plugin=similarity == "plugin",
+                report=progress,
+            )
+        )
     model = load_checkpoint(checkpoint)
     models = contract.subnets(model.config)
     modules = {m.name: subnet_module(model, m.name) for m in models}
-    runtimes: dict[str, Runtime] = dict.fromkeys(modules, chosen)
-    if similarity == "kernel":
-        runtimes["similarity"] = KernelStep(checkpoint)
-    files: dict[str, str] = {}
-    runners: dict[str, Runner] = {}
     with staging_folder(repository) as staged:
-        for spec in models:
-            progress(f"exporting {spec.name}")
-            folder = staged / spec.name
-            folder.mkdir()
-            files[spec.name], runners[spec.name] = runtimes[spec.name].export(
-                modules[spec.name], spec, folder
-            )
+        if chosen is None:
+            selection = export_fastest(candidates(settings), modules, models, staged, progress)
+        else:
+            wanted = dict.fromkeys(modules, chosen)
+            if similarity == "kernel":
+                wanted["similarity"] = KernelStep(checkpoint)
+            selection = _export_all(wanted, modules, models, staged, progress)
+        runtimes, files, runners = selection.runtimes, selection.files, selection.runners
         progress("comparing with PyTorch")
         limits = {name: r.limits for name, r in runtimes.items()}
         figures = check_parity(modules, models, runners, limits=limits)
@@ -95,14 +125,18 @@ def export_checkpoint(
             checkpoint=_describe(checkpoint, model),
             runtime=runtime,
             device=device,
-            precision=precision,
+            precision=precision if chosen is not None else "measured",
             target=target,
             tested_on=_tested_on(runtimes),
             versions=_versions(runtimes),
+            measured=selection.to_dict() if chosen is None else None,
             models={
                 name: {
                     "file": file,
                     "sha256": _sha256(staged / name / file),
+                    "files": {
+                        path.name: _sha256(path) for path in sorted((staged / name).iterdir())
+                    },
                     "parity": figures[name],
                 }
                 for name, file in files.items()
@@ -114,6 +148,24 @@ def export_checkpoint(
             build_configs(model.config, runtimes, settings, placement),
             manifest,
         )
+
+
+def _export_all(
+    runtimes: dict[str, Runtime],
+    modules: dict[str, nn.Module],
+    models: Sequence[contract.Model],
+    staged: Path,
+    progress: Callable[[str], None],
+) -> Selection:
+    selection = Selection(runtimes=runtimes)
+    for spec in models:
+        progress(f"exporting {spec.name}")
+        folder = staged / spec.name
+        folder.mkdir()
+        selection.files[spec.name], selection.runners[spec.name] = runtimes[spec.name].export(
+            modules[spec.name], spec, folder
+        )
+    return selection
 
 
 def _tested_on(runtimes: dict[str, Runtime]) -> dict[str, str]:

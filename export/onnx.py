@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pikfix.export.contract import PHOTO_L, REFERENCE_LAB, RESTORED_L, WORKING_L, Model, Tensor
+from pikfix.export.profiles import scale_of
 from pikfix.export.subnets import WorkingStep
 from pikfix.kernels.onnx_translation import OPSETS, translation_table
 from pikfix.networks import SIDE_MULTIPLE
@@ -36,15 +37,8 @@ def export_onnx(module: nn.Module, model: Model, path: Path, *, runtime: str) ->
         path: the file to write.
         runtime: chooses how the custom operators are spelt, a key of `OPSETS`.
     """
-    inputs = tuple(_example(tensor) for tensor in model.inputs)
-    free = tuple(_free_dimensions(tensor) for tensor in model.inputs)
-    variadic = any(
-        parameter.kind is parameter.VAR_POSITIONAL
-        for parameter in _signature(module).parameters.values()
-    )
-    shapes = (free[0], free[1:]) if variadic else free
     with torch.no_grad(), _quiet():
-        exported = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        exported = trace(module, model)
         program = torch.onnx.export(
             exported,
             dynamo=True,
@@ -58,6 +52,35 @@ def export_onnx(module: nn.Module, model: Model, path: Path, *, runtime: str) ->
     program.save(path, external_data=False)
 
 
+def trace(module: nn.Module, model: Model, device: str = "cpu") -> torch.export.ExportedProgram:
+    """Trace a sub-net with every dimension free that its contract leaves free.
+
+    Args:
+        module: takes the inputs of `model` in order and returns its outputs in order.
+        model: names, shapes and order of the tensors.
+        device: where the module is.
+    """
+    inputs = tuple(example.to(device) for example in example_inputs(model))
+    free = free_dimensions(model)
+    # Inputs that `forward` takes as *args are one tuple to the exporter.
+    kinds = [parameter.kind for parameter in _signature(module).parameters.values()]
+    variadic = inspect.Parameter.VAR_POSITIONAL
+    named = kinds.index(variadic) if variadic in kinds else len(free)
+    shapes = (*free[:named], free[named:]) if variadic in kinds else free
+    with torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
+
+
+def example_inputs(model: Model) -> tuple[torch.Tensor, ...]:
+    """Random inputs to trace a sub-net with; no two free dimensions have one size."""
+    return tuple(_example(tensor) for tensor in model.inputs)
+
+
+def free_dimensions(model: Model) -> tuple[dict[int, Any], ...]:
+    """The free dimensions of each input, as `torch.export.export` takes them."""
+    return tuple(_free_dimensions(tensor) for tensor in model.inputs)
+
+
 def export_working(path: Path) -> None:
     """Write the small network from restored_l to working_l, for servers that restore in tiles."""
     model = Model("working", (RESTORED_L,), (WORKING_L,))
@@ -66,13 +89,6 @@ def export_working(path: Path) -> None:
 
 def _signature(module: nn.Module) -> inspect.Signature:
     return inspect.signature(module.forward)
-
-
-def _scale(tensor: Tensor) -> int:
-    """How many pixels of the working size a position of the tensor spans."""
-    if tensor.name.startswith(("warped_", "confidence_")):
-        return 1 << int(tensor.name.rsplit("_", 1)[1]) + 1
-    return 1
 
 
 def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
@@ -86,7 +102,7 @@ def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
     group = "reference" if tensor.name == REFERENCE_LAB.name else "working"
     if group == "reference":
         dimensions[1] = torch.export.Dim("references")
-    multiple = SIDE_MULTIPLE // _scale(tensor)
+    multiple = SIDE_MULTIPLE // scale_of(tensor)
     dimensions[rows] = multiple * torch.export.Dim(f"{group}_rows")
     dimensions[columns] = multiple * torch.export.Dim(f"{group}_columns")
     return dimensions
@@ -95,7 +111,7 @@ def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
 def _example(tensor: Tensor) -> torch.Tensor:
     reference = tensor.name == REFERENCE_LAB.name
     full = _EXAMPLE_REFERENCE_SIDES if reference else _EXAMPLE_SIDES
-    sides = [side // _scale(tensor) for side in full]
+    sides = [side // scale_of(tensor) for side in full]
     channels = [_EXAMPLE_REFERENCES if size == -1 else size for size in tensor.dims[:-2]]
     return torch.rand(_EXAMPLE_BATCH, *channels, *sides) * 2 - 1
 

@@ -3,37 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from pikfix.export.configs import ServingSettings
 from pikfix.export.errors import ExportError
 from pikfix.export.runtimes.base import Choice, Runtime
+from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
 
-Factory = Callable[[ServingSettings], Runtime]
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a runtime may want to know before it exports.
+
+    settings: how the models are scheduled.
+    engines: how TensorRT engines are built.
+    warp_plugin: run the correlation warp's kernel inside the engine of `similarity`.
+    report: called with lines of progress.
+    """
+
+    choice: Choice
+    settings: ServingSettings
+    engines: EngineOptions = field(default_factory=EngineOptions)
+    warp_plugin: bool = False
+    report: Callable[[str], None] = lambda line: None
 
 
-def _onnxruntime(settings: ServingSettings) -> Runtime:
+Factory = Callable[[Request], Runtime]
+
+
+def _onnxruntime(request: Request) -> Runtime:
     from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(settings)
+    return OnnxRuntime(request.settings)
+
+
+def _pytorch(request: Request) -> Runtime:
+    from pikfix.export.runtimes.pytorch import PyTorch
+
+    return PyTorch(request.settings, request.choice.precision)
+
+
+def _tensorrt(request: Request) -> Runtime:
+    from pikfix.export.runtimes.tensorrt import TensorRTRuntime
+
+    return TensorRTRuntime(
+        request.settings,
+        request.choice.precision,
+        options=request.engines,
+        warp_plugin=request.warp_plugin,
+        report=request.report,
+    )
 
 
 _FACTORIES: dict[Choice, Factory] = {
     Choice("onnxruntime", "cpu", "fp32"): _onnxruntime,
     Choice("onnxruntime", "cuda", "fp32"): _onnxruntime,
+    Choice("pytorch", "cpu", "fp32"): _pytorch,
+    Choice("pytorch", "cpu", "bf16"): _pytorch,
+    **{Choice("tensorrt", "cuda", precision): _tensorrt for precision in PRECISIONS},
 }
 """Imported when chosen: TensorRT is a gigabyte that a CPU has no use for."""
 
 
-def runtime_of(choice: Choice, settings: ServingSettings) -> Runtime:
+def runtime_of(request: Request) -> Runtime:
     """The runtime for a choice.
 
     Raises:
         ExportError: there is none, or what it needs is not installed.
     """
-    if choice not in _FACTORIES:
+    if request.choice not in _FACTORIES:
         known = "; ".join(f"{c.runtime} {c.device} {c.precision}" for c in _FACTORIES)
-        raise ExportError(f"no export for {choice}; this version has: {known}")
-    return _FACTORIES[choice](settings)
+        raise ExportError(f"no export for {request.choice}; this version has: {known}")
+    return _FACTORIES[request.choice](request)
 
 
-__all__ = ["Choice", "Runtime", "runtime_of"]
+def candidates(settings: ServingSettings) -> dict[Choice, Runtime]:
+    """All runtimes for a CPU, for the choice that is measured."""
+    return {
+        choice: runtime_of(Request(choice, settings))
+        for choice in _FACTORIES
+        if choice.device == "cpu"
+    }
+
+
+__all__ = ["Choice", "EngineOptions", "Request", "Runtime", "candidates", "runtime_of"]

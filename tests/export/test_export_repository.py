@@ -175,7 +175,7 @@ def test_a_full_disk_in_the_middle_of_publishing_is_taken_back(
 @pytest.mark.parametrize(
     "choice",
     [
-        {"runtime": "tensorrt", "device": "cuda", "precision": "fp16"},
+        {"runtime": "tensorrt", "device": "cpu", "precision": "fp16"},
         {"runtime": "onnxruntime", "precision": "bf16"},
     ],
 )

@@ -1,0 +1,44 @@
+"""This project's operators in operators that every compiler knows, for compilers of ATen graphs.
+
+Like the naive twins they compute in float32 and round once, at the end.
+"""
+
+# torch calls these with the positional arguments of its own operators.
+# ruff: noqa: PLR0917
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pikfix.kernels  # noqa: F401 - registers the operators
+from pikfix.kernels import naive
+
+
+def _correlation_warp(
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None = None,
+    wide: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if key_mask is not None:
+        raise NotImplementedError("the served networks mask no keys")
+    correlation = query.float() @ key.float().transpose(1, 2)
+    scores = correlation / temperature
+    warped = torch.softmax(scores, dim=-1) @ values.float()
+    warped = warped if wide else warped.to(values.dtype)
+    return warped, correlation.amax(dim=-1), torch.logsumexp(scores, dim=-1)
+
+
+WARP: Any = torch.ops.pikfix.correlation_warp.default
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    WARP: _correlation_warp,
+    torch.ops.pikfix.center_normalize.default: naive.center_normalize,
+    torch.ops.pikfix.sphist.default: naive.sphist,
+}
