@@ -40,7 +40,7 @@ def _onnxruntime(request: Request) -> Runtime:
 def _pytorch(request: Request) -> Runtime:
     from pikfix.export.runtimes.pytorch import PyTorch
 
-    return PyTorch(request.settings, request.choice.precision)
+    return PyTorch(request.settings, request.choice.precision, request.report)
 
 
 def _tensorrt(request: Request) -> Runtime:

@@ -8,17 +8,22 @@ kernels, and were wrong when the weights were frozen into them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
+from pikfix.evaluation.parity import compare
 from pikfix.export.configs import ServingSettings, set_parameter
 from pikfix.export.contract import Model
-from pikfix.export.parity import Arrays, Limits, Runner
-from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
+from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
+from pikfix.export.subnets import run_subnet
+from pikfix.networks import SIDE_MULTIPLE, PikFixConfig, to_working
 from pikfix.networks.inference import load_step, save_step
 from pikfix.networks.restoration import Restoration
 
@@ -37,21 +42,59 @@ class PyTorch:
     Args:
         settings: how the models are scheduled.
         precision: "fp32" or "bf16".
+        report: called with a line where a sub-net stays in float32 all the same.
     """
 
     gate_device = "cpu"
 
-    def __init__(self, settings: ServingSettings, precision: str) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        precision: str,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self._settings = settings
+        self._report = report
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.limits = BFLOAT16_LIMITS if precision == "bf16" else Limits()
 
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
-        """Write the sub-net's weights; the runner loads them as the backend does."""
+        """Write the sub-net's weights; the runner loads them as the backend does.
+
+        `similarity` falls back to float32 where bfloat16 is over its limits.
+        """
         network = module.get_submodule(_NETWORKS[model.name])
         config = cast(PikFixConfig, module.config)
-        save_step(network, config, model.name, self._dtype, folder / MODEL_FILE)
-        return MODEL_FILE, step_runner(folder / MODEL_FILE)
+        path = folder / MODEL_FILE
+        save_step(network, config, model.name, self._dtype, path)
+        runner = step_runner(path)
+        if model.name == "similarity" and self._dtype != torch.float32:
+            problem = self._mismatch(module, model, runner)
+            if problem:
+                self._report(f"similarity stays in float32: in {self._dtype}, {problem}")
+                save_step(network, config, model.name, torch.float32, path)
+                runner = step_runner(path)
+        return MODEL_FILE, runner
+
+    def _mismatch(self, module: nn.Module, model: Model, runner: Runner) -> str | None:
+        """What matching in reduced precision does wrong, if anything.
+
+        It depends on the weights: features that tell places well apart bear rounding; where many
+        places are almost equally alike, rounding decides among them.
+        """
+        for number, case in enumerate(CASES):
+            known = case_inputs(np.random.default_rng(number), case)
+            inputs = {
+                "working_l": to_working(known["photo_l"]),
+                "reference_lab": known["reference_lab"],
+            }
+            actual = runner({name: value.numpy() for name, value in inputs.items()})
+            for tensor, value in zip(model.outputs, run_subnet(module, inputs), strict=True):
+                figure = compare(value.numpy(), actual[tensor.name])
+                violations = figure.violations(**asdict(self.limits))
+                if violations:
+                    return f"{tensor.name}: {'; '.join(violations)}"
+        return None
 
     def configure(self, model: Model, config: pb.ModelConfig) -> None:
         """Name the backend and the file; large photos are restored in tiles."""

@@ -34,6 +34,11 @@ def backend() -> ModuleType:
     return module
 
 
+def network_step(backend: ModuleType) -> ModuleType:
+    """What the backends share: its module, which can be imported beside Triton's own alone."""
+    return sys.modules[backend.NetworkStep.__module__]
+
+
 @settings(deadline=None)  # other work on the machine decides how long an example takes
 @given(
     height=st.integers(1, 400),
@@ -44,7 +49,7 @@ def backend() -> ModuleType:
 )
 def test_every_place_is_kept_once(backend, *, height, width, halo, align, room):
     margin = -(-halo // align) * align
-    tiling = backend.Tiling((align + 2 * margin) ** 2 + room, halo, align)
+    tiling = network_step(backend).Tiling((align + 2 * margin) ** 2 + room, halo, align)
     kept = np.zeros((height, width), int)
     for rows, columns, tile_rows, tile_columns in tiling.plan(height, width):
         kept[rows, columns] += 1
@@ -61,7 +66,7 @@ def test_every_place_is_kept_once(backend, *, height, width, halo, align, room):
 
 def test_plan_wastes_little_on_the_largest_photo(backend):
     """2016 x 3008 in tiles of 2 megapixels with the real halo: under 1.5 times the work."""
-    tiling = backend.Tiling(2_000_000, 128, 32)
+    tiling = network_step(backend).Tiling(2_000_000, 128, 32)
     work = sum((r.stop - r.start) * (c.stop - c.start) for _, _, r, c in tiling.plan(2016, 3008))
     assert work < 1.5 * 2016 * 3008
 
@@ -77,8 +82,8 @@ def tiled_and_whole(backend, restore, halo):
     def run(tile):
         return restore.run(["restored_l"], {"photo_l": tile})[0]
 
-    tiling = backend.Tiling(80 * 80, halo, 8)
-    return backend.run_tiled(run, image, tiling), run(image)
+    tiling = network_step(backend).Tiling(80 * 80, halo, 8)
+    return network_step(backend).run_tiled(run, image, tiling), run(image)
 
 
 def test_tiles_with_the_receptive_field_as_halo_are_exact(backend, restore):
@@ -94,17 +99,19 @@ def test_tiles_with_too_small_a_halo_are_not(backend, restore):
 
 def test_output_of_another_size_cannot_be_tiled(backend):
     image = np.zeros((1, 1, 64, 64), np.float32)
-    with pytest.raises(backend.StepError, match="only an output of the input's size"):
-        backend.run_tiled(lambda tile: tile[..., ::2, ::2], image, backend.Tiling(32 * 32, 0, 8))
+    with pytest.raises(network_step(backend).StepError, match="only an output of the input's size"):
+        network_step(backend).run_tiled(
+            lambda tile: tile[..., ::2, ::2], image, network_step(backend).Tiling(32 * 32, 0, 8)
+        )
 
 
 def test_tile_too_small_for_its_halo_is_refused(backend):
     with pytest.raises(ValueError, match=r"needs at least 82944"):
-        backend.Tiling(10_000, 128, 32)
+        network_step(backend).Tiling(10_000, 128, 32)
 
 
 def test_threads_are_shared_among_instances(backend, monkeypatch):
-    monkeypatch.setattr(backend, "available_cores", lambda: 8)
+    monkeypatch.setattr(network_step(backend), "available_cores", lambda: 8)
     config = {"instance_group": [{"count": 2}, {"count": 1}]}
     assert backend.session_options(config).intra_op_num_threads == 2
     config["parameters"] = {"intra_op_thread_count": {"string_value": "5"}}
@@ -115,7 +122,7 @@ def test_threads_are_shared_among_instances(backend, monkeypatch):
 
 
 def test_instances_on_every_gpu_count(backend, monkeypatch):
-    monkeypatch.setattr(backend, "available_cores", lambda: 8)
+    monkeypatch.setattr(network_step(backend), "available_cores", lambda: 8)
     config = {"instance_group": [{"count": 1, "gpus": [0, 1, 2, 3]}]}
     assert backend.session_options(config).intra_op_num_threads == 2
 

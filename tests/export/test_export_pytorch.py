@@ -1,0 +1,226 @@
+"""PyTorch on a CPU as an export runtime, and the choice by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pikfix.evaluation.parity import compare
+from pikfix.export import (
+    ExportError,
+    Manifest,
+    ParityError,
+    contract,
+    export_checkpoint,
+    exporter,
+    measured,
+)
+from pikfix.export.configs import ServingSettings
+from pikfix.export.measured import export_fastest
+from pikfix.export.parity import Case, Limits, case_inputs, check_parity
+from pikfix.export.runtimes import Choice, pytorch
+from pikfix.export.runtimes.pytorch import BFLOAT16_LIMITS, PyTorch
+from pikfix.export.subnets import run_subnet, subnet_module
+from pikfix.networks import PikFix, PikFixConfig, load_checkpoint
+from pikfix.networks.inference import InferenceStep, load_step
+
+SMALL = (Case(2, 2, (96, 64), (32, 64)), Case(1, 1, (32, 32), (32, 32)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_cases() -> Iterator[None]:
+    """The gate on small pictures: what is tested here is what it is held to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "check_parity", partial(check_parity, cases=SMALL))
+        patch.setattr(pytorch, "CASES", SMALL)
+        patch.setattr(measured, "_CASE", SMALL[0])
+        yield
+
+
+@pytest.fixture(scope="module")
+def manifest(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("pytorch") / "repository"
+    return folder, export_checkpoint(checkpoint, folder, runtime="pytorch", precision="bf16")
+
+
+@pytest.mark.parametrize("name", contract.SUBNETS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_inference_form_computes_the_same_in_float32(
+    checkpoint: Path, name: str, batch: int
+) -> None:
+    model = load_checkpoint(checkpoint)
+    known = case_inputs(np.random.default_rng(0), Case(batch, 2, (96, 64), (64, 32)))
+    for spec in contract.subnets(model.config):
+        inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
+        expected = run_subnet(subnet_module(model, spec.name), inputs)
+        known.update(zip((t.name for t in spec.outputs), expected, strict=True))
+        if spec.name != name:
+            continue
+        outputs = InferenceStep(model, name, torch.float32)(inputs)
+        for tensor in spec.outputs:
+            value = outputs[tensor.name]
+            assert value.dtype == torch.float32 and value.is_contiguous()
+            # A softmax at 0.01 multiplies the last bits of a correlation by a hundred.
+            atol = 5e-4 if name == "similarity" else 2e-5
+            np.testing.assert_allclose(value, known[tensor.name], atol=atol, err_msg=tensor.name)
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [{"similarity": "none"}, {"similarity": "single"}, {"fusion": "input_ab"}],
+    ids=lambda choice: next(iter(choice.values())),
+)
+def test_ablations_have_inference_forms(
+    tiny_config: PikFixConfig, ablation: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    model = PikFix(replace(tiny_config, **ablation)).eval()
+    torch.nn.init.normal_(model.colorization.output.weight, std=0.05)
+    known = case_inputs(np.random.default_rng(1), Case(1, 1, (64, 64), (32, 64)))
+    for spec in contract.subnets(model.config):
+        inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
+        expected = run_subnet(subnet_module(model, spec.name), inputs)
+        known.update(zip((t.name for t in spec.outputs), expected, strict=True))
+        outputs = InferenceStep(model, spec.name, torch.float32)(inputs)
+        for tensor in spec.outputs:
+            assert compare(known[tensor.name].numpy(), outputs[tensor.name].numpy()).psnr > 80
+
+
+def test_bfloat16_passes_its_gate_and_is_recorded(manifest: tuple[Path, Manifest]) -> None:
+    folder, record = manifest
+    assert (record.runtime, record.precision) == ("pytorch", "bf16")
+    # Features of random weights hardly tell places apart: their matching stays in float32.
+    expected = {"restore": torch.bfloat16, "similarity": torch.float32, "colorize": torch.bfloat16}
+    for name, dtype in expected.items():
+        parity = record.models[name]["parity"]
+        assert parity["limits"]["min_psnr"] == 45
+        # Below: damaged; above: not bfloat16.
+        assert 45 <= parity["psnr"] < (100 if dtype == torch.bfloat16 else 200)
+        assert load_step(folder / name / "1" / "model.safetensors").dtype == dtype
+        assert 'backend: "pytorch"' in (folder / name / "config.pbtxt").read_text()
+
+
+def test_float32_is_held_to_what_clients_are_promised(checkpoint: Path, tmp_path: Path) -> None:
+    record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch")
+    for name in contract.SUBNETS:
+        assert record.models[name]["parity"]["max_abs"] < 1e-4
+
+
+def test_damage_that_bfloat16_does_not_explain_is_found(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(path: Path) -> InferenceStep:
+        step = load_step(path)
+        if step.name == "restore":
+            with torch.no_grad():
+                step.network.output.weight.mul_(1.3)  # type: ignore[union-attr, operator]
+        return step
+
+    monkeypatch.setattr("pikfix.export.runtimes.pytorch.load_step", damaged)
+    with pytest.raises(ParityError, match="restore: restored_l"):
+        export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch", precision="bf16")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_file_that_is_no_step_is_named(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="was not written by"):
+        load_step(checkpoint)
+    with pytest.raises(ValueError, match="export again"):
+        load_step(tmp_path / "none.safetensors")
+
+
+def test_matching_that_bears_bfloat16_runs_in_it(tmp_path: Path) -> None:
+    """The shipped checkpoint's does; its limits are measured, not assumed."""
+    shipped = Path(__file__).parents[2] / "checkpoints" / "compact.safetensors"
+    model = load_checkpoint(shipped)
+    spec = contract.subnets(model.config)[1]
+    lines: list[str] = []
+    runtime = PyTorch(ServingSettings(), "bf16", lines.append)
+    runtime.export(subnet_module(model, spec.name), spec, tmp_path)
+    assert load_step(tmp_path / "model.safetensors").dtype == torch.bfloat16
+    assert lines == []
+
+
+@dataclass
+class Paced:
+    """A runtime whose networks take a given time, or are wrong."""
+
+    real: PyTorch
+    label: str
+    wrong: bool = False
+
+    def __post_init__(self) -> None:
+        self.limits: Limits = BFLOAT16_LIMITS
+        self.gate_device = "cpu"
+
+    def export(self, module: Any, model: Any, folder: Path) -> Any:
+        file, runner = self.real.export(module, model, folder)
+        (folder / "label").write_text(self.label)
+
+        def run(inputs: Any) -> Any:
+            return {n: v + self.wrong for n, v in runner(inputs).items()}
+
+        run.label = self.label  # type: ignore[attr-defined]
+        return file, run
+
+
+def test_the_fastest_within_its_limits_is_chosen(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By measured time alone, whatever the order; the fastest is wrong and is left out."""
+    milliseconds = {"wrong": 1.0, "slow": 30.0, "quick": 20.0}
+    monkeypatch.setattr(measured, "_milliseconds", lambda runner, _: milliseconds[runner.label])
+    real = PyTorch(ServingSettings(), "bf16")
+    runtimes: Any = {
+        Choice("slow"): Paced(real, "slow"),
+        Choice("wrong"): Paced(real, "wrong", wrong=True),
+        Choice("quick"): Paced(real, "quick"),
+    }
+    model = load_checkpoint(checkpoint)
+    modules = {name: subnet_module(model, name) for name in contract.SUBNETS}
+    lines: list[str] = []
+    selection = export_fastest(
+        runtimes, modules, contract.subnets(model.config), tmp_path, lines.append
+    )
+    record = selection.to_dict()
+    for name in contract.SUBNETS:
+        assert (tmp_path / name / "label").read_text() == "quick"
+        assert record["chosen"][name].startswith("runtime quick")
+        figures = record["milliseconds"][name]
+        assert figures[str(Choice("quick"))] == 20 and figures[str(Choice("slow"))] == 30
+        assert "PSNR" in figures[str(Choice("wrong"))]
+    assert "restore: runtime slow, device cpu, precision fp32: 30.0 ms" in lines
+    (tmp_path / "staged").mkdir()
+    with pytest.raises(ExportError, match="no runtime is within its limits"):
+        export_fastest(
+            {Choice("wrong"): Paced(real, "wrong", wrong=True)},  # type: ignore[dict-item]
+            modules,
+            contract.subnets(model.config),
+            tmp_path / "staged",
+        )
+
+
+def test_auto_says_what_it_measured(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {Choice("pytorch", "cpu", p): PyTorch(ServingSettings(), p) for p in ("fp32", "bf16")}
+    monkeypatch.setattr(exporter, "candidates", lambda _: two)
+    record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="auto")
+    assert record.measured is not None
+    for name in contract.SUBNETS:
+        times = record.measured["milliseconds"][name]
+        assert set(times) == {str(choice) for choice in two}
+        assert record.measured["chosen"][name] == min(times, key=times.__getitem__)
+    assert sorted(p.name for p in (tmp_path / "repository" / "restore").iterdir()) == [
+        "1",
+        "config.pbtxt",
+    ]
+    with pytest.raises(ExportError, match="leave out --device"):
+        export_checkpoint(checkpoint, tmp_path / "other", runtime="auto", device="cuda")
