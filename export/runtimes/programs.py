@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,29 @@ from torch import Tensor, nn
 from pikfix.export.contract import Model
 from pikfix.export.onnx import example_inputs, free_dimensions
 from pikfix.export.runtimes.decompositions import DECOMPOSITIONS, WARP
+
+ENGINE_WARP_NAME = "pikfix::correlation_warp_engine"
+
+
+@torch.library.custom_op(ENGINE_WARP_NAME, mutates_args=())
+def engine_warp(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The correlation warp with the arguments that a plugin can have: tensors, then numbers."""
+    outputs: tuple[Tensor, Tensor, Tensor] = WARP(query, key, values, temperature)
+    return outputs
+
+
+@engine_warp.register_fake
+def _engine_warp_fake(
+    query: Tensor, key: Tensor, values: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = query.new_empty(query.shape[:2], dtype=torch.float32)
+    warped = values.new_empty(query.shape[0], query.shape[1], values.shape[2])
+    return warped, statistics, torch.empty_like(statistics)
+
+
+ENGINE_WARP: Any = torch.ops.pikfix.correlation_warp_engine.default
 
 
 class ByName(nn.Module):
@@ -49,4 +73,22 @@ def trace_by_name(
     with torch.no_grad():
         program = torch.export.export(named, inputs, dynamic_shapes=free_dimensions(model))
         table = {op: f for op, f in DECOMPOSITIONS.items() if not (keep_warp and op is WARP)}
-        return program.run_decompositions(table)
+        decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
+        return decomposed
+
+
+def use_engine_warp(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Give the warps of a program to the plugin's kernel, which is compiled for one width.
+
+    The width of the references' shares is the number of references, which is free: that warp, a
+    small one, is decomposed.
+    """
+    for node in program.graph.nodes:
+        if node.target is WARP and isinstance(node.args[2].meta["val"].shape[2], int):
+            node.target = ENGINE_WARP
+            node.args = node.args[:4]
+    program.graph_module.recompile()
+    decomposed: torch.export.ExportedProgram = program.run_decompositions(
+        {WARP: DECOMPOSITIONS[WARP]}
+    )
+    return decomposed

@@ -96,13 +96,18 @@ def build_from_onnx(
     for profile in profiles:
         made = builder.create_optimization_profile()
         for tensor, ranges in profile.ranges.items():
-            made.set_shape(tensor, ranges.smallest, ranges.common, ranges.largest)
+            made.set_shape(
+                tensor,
+                trt.Dims(list(ranges.smallest)),
+                trt.Dims(list(ranges.common)),
+                trt.Dims(list(ranges.largest)),
+            )
         if config.add_optimization_profile(made) < 0:
             raise ExportError(f"{name}: TensorRT refuses the profile {profile}")
     _attach_timing_cache(config, options.timing_cache)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise ExportError(
+    engine: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+    if engine is None:  # which its types do not tell
+        raise ExportError(  # type: ignore[unreachable,unused-ignore]
             f"{name}: TensorRT {version()} built no engine (its messages are above); "
             "a smaller optimization level or another precision may help"
         )
@@ -124,6 +129,10 @@ def _keep_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, bytes(config.get_timing_cache().serialize()))
+
+
+def _sizes(dims: trt.Dims) -> tuple[int, ...]:
+    return tuple(int(dims[axis]) for axis in range(len(dims)))
 
 
 class EngineRunner:
@@ -170,7 +179,7 @@ class EngineRunner:
                 self._context.set_tensor_address(name, value.data_ptr())
             results = {}
             for name in self._outputs:
-                shape = tuple(self._context.get_tensor_shape(name))
+                shape = _sizes(self._context.get_tensor_shape(name))
                 # Poisoned: an engine that leaves a value out must not pass for what was there.
                 results[name] = torch.full(shape, torch.nan, device="cuda")
                 self._context.set_tensor_address(name, results[name].data_ptr())
@@ -190,7 +199,9 @@ class EngineRunner:
             if all(
                 low <= size <= high
                 for name, shape in shapes.items()
-                for low, size, high in zip(limits[name][0], shape, limits[name][2], strict=True)
+                for low, size, high in zip(
+                    _sizes(limits[name][0]), shape, _sizes(limits[name][2]), strict=True
+                )
             ):
                 return index
         raise ExportError(f"no optimization profile holds the shapes {shapes}")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch_tensorrt  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from torch_tensorrt.dynamo._defaults import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    TIMING_CACHE_PATH,
+)
 
 from pikfix.export.profiles import Profile
 from pikfix.export.runtimes.engines import EngineOptions
@@ -26,7 +31,8 @@ def build_from_program(
         RuntimeError: torch-tensorrt has no converter for an operator, or TensorRT no
             implementation; the message names it.
     """
-    inputs = [
+    # Its annotation speaks of sequences of sequences; its text and its code, of these.
+    inputs: list[Any] = [
         torch_tensorrt.Input(
             min_shape=ranges.smallest,
             opt_shape=ranges.common,
@@ -36,9 +42,6 @@ def build_from_program(
         )
         for name, ranges in profile.ranges.items()
     ]
-    more = {}
-    if options.timing_cache is not None:
-        more["timing_cache_path"] = str(options.timing_cache)
     engine: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
         program,
         arg_inputs=inputs,
@@ -51,6 +54,6 @@ def build_from_program(
         hardware_compatible=options.hardware_compatible,
         optimization_level=options.optimization_level,
         workspace_size=options.workspace_bytes,
-        **more,
+        timing_cache_path=str(options.timing_cache or TIMING_CACHE_PATH),
     )
     return engine

@@ -173,6 +173,7 @@ class Recorder:
             "Logger": logger,
             "Builder": Builder,
             "OnnxParser": OnnxParser,
+            "Dims": tuple,  # of a list
             "IBuilderConfig": Config,
             "IProgressMonitor": type("IProgressMonitor", (), {}),
             "BuilderFlag": Named("BuilderFlag"),
