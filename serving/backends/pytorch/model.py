@@ -15,9 +15,14 @@ Errors have the form `[model] code: message`, code one of bad_tensor, deadline_e
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Before libgomp is loaded: the steps of one server share the cores, and threads that spin while
+# they wait take them from the step that has work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import triton_python_backend_utils as pb_utils

@@ -1,0 +1,93 @@
+"""The load tests' own arithmetic: a load generator that flatters is worse than none."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path[:0] = [str(FOLDER), str(FOLDER / "load")]
+
+import common  # noqa: E402
+import open_loop  # noqa: E402
+
+import photos  # noqa: E402
+
+
+def run(send: open_loop.Send, **choices: float) -> open_loop.Outcome:
+    settings = {"rate": 200.0, "seconds": 0.5, "in_flight": 1000, **choices}
+    return asyncio.run(open_loop.run_open_loop(send, **settings))  # type: ignore[arg-type]
+
+
+def test_arrivals_do_not_wait_for_answers() -> None:
+    async def slow(_: int) -> None:
+        await asyncio.sleep(0.3)
+
+    outcome = run(slow)
+    assert 60 < outcome.sent < 150  # 100 on average; a closed loop would send 2
+    assert len(outcome.latencies) == outcome.sent and outcome.skipped == 0
+    assert min(outcome.latencies) >= 0.29
+
+
+def test_latency_counts_from_the_intended_send() -> None:
+    """A server that stalls the sender itself: what was due in the stall has waited too."""
+    stalled = False
+
+    async def stall(_: int) -> None:
+        nonlocal stalled
+        if not stalled:
+            stalled = True
+            import time
+
+            time.sleep(0.3)  # blocks the loop, as a full socket would
+
+    outcome = run(stall)
+    waited = sorted(outcome.latencies)
+    assert waited[-1] >= 0.25
+    assert waited[int(0.7 * len(waited))] > 0.05  # not one slow request: many
+    assert outcome.most_late >= 0.2
+
+
+def test_the_cap_skips_and_counts() -> None:
+    async def never_soon(_: int) -> None:
+        await asyncio.sleep(0.6)
+
+    outcome = run(never_soon, in_flight=3)
+    assert outcome.sent == 3
+    assert outcome.skipped > 50
+
+
+def test_goodput_leaves_out_late_answers_and_errors() -> None:
+    async def mixed(number: int) -> None:
+        if number % 4 == 0:
+            raise KeyError("refused")
+        await asyncio.sleep(0.2 if number % 4 == 1 else 0.0)
+
+    outcome = run(mixed)
+    figures = outcome.to_dict(objective=0.1)
+    assert outcome.errors["KeyError"] == len(outcome.refused) > 0
+    assert figures["goodput"] < 0.75 * figures["throughput"]
+    assert outcome.goodput(10.0) == pytest.approx(figures["throughput"])
+
+
+def test_the_mix_is_what_it_says() -> None:
+    mix = photos.Mix(seed=1)
+    drawn = [mix.draw() for _ in range(3000)]
+    for width, height, share in photos.MIX:
+        seen = sum((d.width, d.height) == (width, height) for d in drawn) / len(drawn)
+        assert seen == pytest.approx(share, abs=0.04)
+    assert {d.photo[:2] for d in drawn} == {b"\xff\xd8"}
+
+
+def test_steps_are_differences_of_two_readings() -> None:
+    before = {"restore": dict.fromkeys(("success", "failed", "executions", "inferences"), 10.0)}
+    before["restore"] |= {"queue_s": 1.0, "compute_s": 5.0, "queued": 10.0}
+    after = {"restore": {key: value * 2 for key, value in before["restore"].items()}}
+    after["restore"]["executions"] = 15.0
+    row = common.per_step(before, after)["restore"]
+    assert row["queue_ms"] == pytest.approx(100) and row["compute_ms"] == pytest.approx(500)
+    assert row["batch"] == pytest.approx(2)
+    assert common.per_step(before, before) == {}
