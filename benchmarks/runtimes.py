@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 url, arrays, options.users, options.seconds
             )
         runs["eager fp32"] = lambda: eager(model, arrays, options.seconds)
-        for name, run in runs.items():
+        for name in runs:
             closed_loop(urls[name], arrays, 1, 0.1) if name in urls else eager(model, arrays, 0.1)
             rates[name] = []
         for _ in range(options.rounds):

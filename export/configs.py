@@ -29,7 +29,11 @@ class ServingSettings:
     first_queue_size: requests that wait before the first step. It is the smallest of the queues:
         what has passed it holds tensors, 10 to 100 times larger than the file, and must not be
         refused later.
+    restore_queue_size: requests that wait before `restore`, where work begins: decoding is quick,
+        so under overload this is the queue that fills. On two cores it holds about ten seconds.
     queue_size: requests that wait before each later step.
+    nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
+        been begun is finished first.
     max_pixels: of a photo; more are refused before decoding.
     reference_side: references are scaled down to this longest side. A quarter of a 256-pixel side
         already gives 4096 keys per reference.
@@ -39,11 +43,13 @@ class ServingSettings:
 
     max_batch_size: int = 8
     queue_delay_us: int = 500
-    first_queue_size: int = 32
+    first_queue_size: int = 16
+    restore_queue_size: int = 24
     queue_size: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
     reference_side: int = 256
     tile_pixels: int = 1 << 20
+    nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
 
 
 class ConfiguresBackend(Protocol):
@@ -141,7 +147,9 @@ def _subnet(model: Model, runtime: ConfiguresBackend, settings: ServingSettings)
     runtime.configure(model, message)
     # `restore` is also the first step of the ensemble `pikfix`, but the bound that protects the
     # server is decode_photo's: photos it accepted must find room here.
-    _schedule(message, settings.queue_size, settings.queue_delay_us)
+    first = model.name == contract.SUBNETS[0]
+    size = settings.restore_queue_size if first else settings.queue_size
+    _schedule(message, size, settings.queue_delay_us)
     message.model_warmup.append(_warmup(model))
     return message
 

@@ -52,7 +52,7 @@ NGC = Target("ngc", (2, 67), native=True)
 
 TARGETS = {target.name: target for target in (EMBEDDED, NGC)}
 
-EMBEDDED_PARAMETERS = ("tile_pixels", "tile_halo", "tile_align", "side_multiple")
+EMBEDDED_PARAMETERS = ("tile_pixels", "tile_halo", "tile_align", "side_multiple", "nice")
 """Read by this project's own backend. The native ones look their parameters up by name and would
 ignore these (onnxruntime_backend, src/onnxruntime.cc); a config must not promise what is not done.
 """

@@ -168,6 +168,17 @@ def threads_per_instance(config: dict[str, Any]) -> int:
     return threads or max(1, available_cores() // max(1, instances))
 
 
+def give_way(config: dict[str, Any]) -> None:
+    """Lower this process's priority by the config's `nice`, before it starts threads.
+
+    Steps that come late in an ensemble go first on a busy CPU: what has been worked on is
+    finished before more is begun, and requests wait, and are refused, where nothing is lost.
+    """
+    niceness = parameter(config, "nice", 0)
+    if niceness:
+        os.nice(niceness)
+
+
 def tiling_of(config: dict[str, Any]) -> Tiling | None:
     """The tiling that the config's `tile_pixels`, `tile_halo` and `tile_align` describe."""
     pixels = parameter(config, "tile_pixels", 0)

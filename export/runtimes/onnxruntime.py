@@ -45,6 +45,7 @@ class OnnxRuntime:
         config.backend = "onnxruntime"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
+        set_parameter(config, "nice", dict(self._settings.nice)[model.name])
         if model.name == "restore":
             set_parameter(config, "tile_pixels", self._settings.tile_pixels)
             set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)

@@ -101,6 +101,7 @@ class PyTorch:
         config.backend = "pytorch"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+        set_parameter(config, "nice", dict(self._settings.nice)[model.name])
         if model.name == "restore":
             set_parameter(config, "tile_pixels", self._settings.tile_pixels)
             set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)

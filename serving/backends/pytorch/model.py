@@ -7,7 +7,8 @@ weights. The server's Python needs torch and pikfix.
 
 Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: cores / instances),
 `tile_pixels`, `tile_halo` and `tile_align` (see `pikfix.serving.network_step.Tiling`), and
-`side_multiple` (height and width of every image tensor must be a multiple of it).
+`side_multiple` (height and width of every image tensor must be a multiple of it), and `nice` (see
+`pikfix.serving.network_step.give_way`).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded, internal.
 """
@@ -31,6 +32,7 @@ from pikfix.networks.inference import keep_free_memory, load_step
 from pikfix.serving.network_step import (
     Array,
     NetworkStep,
+    give_way,
     return_free_memory,
     run_tiled,
     threads_per_instance,
@@ -91,6 +93,7 @@ class TritonPythonModel(NetworkStep):
     def initialize(self, args: dict[str, str]) -> None:
         """Load the weights of the instance's version directory."""
         config = json.loads(args["model_config"])
+        give_way(config)
         torch.set_num_threads(threads_per_instance(config))
         # A softmax at a low temperature is full of subnormal weights, ten times slower to multiply.
         torch.set_flush_denormal(True)
