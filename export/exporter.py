@@ -102,6 +102,7 @@ def export_checkpoint(
                 engines or EngineOptions(),
                 warp_plugin=similarity == "plugin",
                 report=progress,
+                native=placement.target.native,
             )
         )
     model = load_checkpoint(checkpoint)

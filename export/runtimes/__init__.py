@@ -19,6 +19,7 @@ class Request:
     engines: how TensorRT engines are built.
     warp_plugin: run the correlation warp's kernel inside the engine of `similarity`.
     report: called with lines of progress.
+    native: whether the server has NVIDIA's own backends.
     """
 
     choice: Choice
@@ -26,6 +27,7 @@ class Request:
     engines: EngineOptions = field(default_factory=EngineOptions)
     warp_plugin: bool = False
     report: Callable[[str], None] = lambda line: None
+    native: bool = False
 
 
 Factory = Callable[[Request], Runtime]
@@ -40,7 +42,18 @@ def _onnxruntime(request: Request) -> Runtime:
 def _pytorch(request: Request) -> Runtime:
     from pikfix.export.runtimes.pytorch import PyTorch
 
+    if request.native:
+        raise ExportError(
+            "the weights of --runtime pytorch on a CPU are for the embedded server: "
+            "leave out --target, or use --runtime onnxruntime"
+        )
     return PyTorch(request.settings, request.choice.precision, request.report)
+
+
+def _aotinductor(request: Request) -> Runtime:
+    from pikfix.export.runtimes.aotinductor import AOTInductor
+
+    return AOTInductor(request.choice.precision, native=request.native)
 
 
 def _tensorrt(request: Request) -> Runtime:
@@ -60,6 +73,7 @@ _FACTORIES: dict[Choice, Factory] = {
     Choice("onnxruntime", "cuda", "fp32"): _onnxruntime,
     Choice("pytorch", "cpu", "fp32"): _pytorch,
     Choice("pytorch", "cpu", "bf16"): _pytorch,
+    **{Choice("pytorch", "cuda", precision): _aotinductor for precision in PRECISIONS},
     **{Choice("tensorrt", "cuda", precision): _tensorrt for precision in PRECISIONS},
 }
 """Imported when chosen: TensorRT is a gigabyte that a CPU has no use for."""
