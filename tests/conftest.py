@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,26 @@ def tiny_config() -> PikFixConfig:
         fusion_units=2,
         decoder_channels=(16, 16, 8, 8, 8),
         decoder_units=(1, 1, 1, 1, 1),
+    )
+
+
+@pytest.fixture(scope="session")
+def smallest_config(tiny_config: PikFixConfig) -> PikFixConfig:
+    """One unit of everything: where only the surroundings of the networks are under test."""
+    return dataclasses.replace(
+        tiny_config,
+        name="smallest",
+        restoration_channels=4,
+        restoration_growth=2,
+        restoration_blocks=1,
+        restoration_units=1,
+        backbone_width=4,
+        adapter_channels=4,
+        feature_channels=8,
+        stem_channels=4,
+        encoder_units=(1, 1, 1, 1),
+        fusion_units=1,
+        decoder_channels=(8, 8, 8, 4, 4),
     )
 
 

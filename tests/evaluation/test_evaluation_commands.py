@@ -10,32 +10,14 @@ import torch
 from PIL import Image
 
 from pikfix.cli.main import main
-from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
+from pikfix.networks import PikFix, save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(smallest_config, tmp_path_factory):
     torch.manual_seed(0)
-    config = PikFixConfig(
-        restoration_channels=4,
-        restoration_growth=4,
-        restoration_blocks=1,
-        restoration_units=1,
-        backbone_blocks=(1, 1, 1, 1),
-        backbone_width=8,
-        adapter_channels=8,
-        feature_channels=8,
-        bins=4,
-        stem_channels=8,
-        encoder_units=(1, 1, 1, 1),
-        growth=4,
-        bottleneck=8,
-        fusion_units=1,
-        decoder_channels=(8, 8, 8, 8, 8),
-        decoder_units=(1, 1, 1, 1, 1),
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(PikFix(config), path)
+    path = tmp_path_factory.mktemp("weights") / "smallest.safetensors"
+    save_checkpoint(PikFix(smallest_config), path)
     return path
 
 

@@ -25,7 +25,7 @@ from pikfix.evaluation.pictures import (
 )
 from pikfix.evaluation.protocols import PROTOCOLS, evaluate
 from pikfix.evaluation.report import table, write_json, write_sheet
-from pikfix.networks import PikFix, PikFixConfig
+from pikfix.networks import PikFix
 
 
 def damage(luminance, rng):
@@ -239,27 +239,9 @@ def test_a_sibling_has_the_photos_colours_elsewhere(photos):
     assert difference.abs().max() * 110 < 10
 
 
-def test_the_real_network(run, photos):
+def test_the_real_network(run, photos, smallest_config):
     torch.manual_seed(0)
-    config = PikFixConfig(
-        restoration_channels=4,
-        restoration_growth=4,
-        restoration_blocks=1,
-        restoration_units=1,
-        backbone_blocks=(1, 1, 1, 1),
-        backbone_width=8,
-        adapter_channels=8,
-        feature_channels=8,
-        bins=4,
-        stem_channels=8,
-        encoder_units=(1, 1, 1, 1),
-        growth=4,
-        bottleneck=8,
-        fusion_units=1,
-        decoder_channels=(8, 8, 8, 8, 8),
-        decoder_units=(1, 1, 1, 1, 1),
-    )
-    network = PikFix(config).eval()
+    network = PikFix(smallest_config).eval()
     for weights in network.colorization.parameters():  # its output starts at zero
         torch.nn.init.normal_(weights, std=0.1)
     result = run("full", network, files=find_pictures(photos)[:1], references=2)

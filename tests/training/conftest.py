@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,38 +12,6 @@ from skimage import data
 
 from pikfix.networks import PikFixConfig
 from pikfix.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
-
-TINY = PikFixConfig(
-    name="tiny",
-    restoration_channels=4,
-    restoration_growth=2,
-    restoration_blocks=1,
-    restoration_units=1,
-    backbone_blocks=(1, 1, 1, 1),
-    backbone_width=4,
-    adapter_channels=4,
-    feature_channels=8,
-    bins=8,
-    stem_channels=4,
-    encoder_units=(1, 1, 1, 1),
-    growth=4,
-    bottleneck=8,
-    dropout=0.1,
-    fusion_units=1,
-    decoder_channels=(8, 8, 8, 4, 4),
-    decoder_units=(1, 1, 1, 1, 1),
-)
-
-
-def tiny_config(**changes: object) -> TrainConfig:
-    values: dict[str, object] = {
-        "network": TINY,
-        "data": DataConfig(crop=64, side=80, references=2, neighbours=2),
-        "loss": LossConfig(discriminator_width=4),
-        "optimizer": OptimizerConfig(batch=2, warmup=2, learning_rate=1e-3, precision="fp32"),
-        "seed": 3,
-    }
-    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +35,21 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config() -> Callable[..., TrainConfig]:
-    return tiny_config
+def config(smallest_config: PikFixConfig) -> Callable[..., TrainConfig]:
+    """Make a configuration of the smallest networks; keywords replace its fields."""
+
+    def make(**changes: object) -> TrainConfig:
+        values: dict[str, object] = {
+            # Dropout draws random numbers, which a resumed run has to draw again.
+            "network": dataclasses.replace(smallest_config, dropout=0.1),
+            "data": DataConfig(crop=64, side=80, references=2, neighbours=2),
+            "loss": LossConfig(discriminator_width=4),
+            "optimizer": OptimizerConfig(batch=2, warmup=2, learning_rate=1e-3, precision="fp32"),
+            "seed": 3,
+        }
+        return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+    return make
 
 
 @pytest.fixture
