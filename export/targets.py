@@ -7,8 +7,7 @@ steps are the same files on both; what differs is decided here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -23,8 +22,6 @@ Accelerator = Literal["cuda", "tensorrt"]
 _SINCE = {
     # On older servers an unknown field keeps a model from loading.
     "max_inflight_requests": (2, 63),
-    # AOTInductor packages in the native pytorch backend: triton-inference-server/server#8414.
-    "torch_aoti": (2, 67),
 }
 
 
@@ -90,14 +87,6 @@ class Placement:
     accelerator: Accelerator = "cuda"
     max_batch: int = 8
     reference_side: int = 256
-    _adapters: dict[str, Callable[[Model, pb.ModelConfig], None]] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
-
-    def __post_init__(self) -> None:
-        self._adapters.update(
-            onnxruntime=self._onnxruntime, tensorrt=self._tensorrt, pytorch=self._pytorch
-        )
 
     def adapt_subnet(self, model: Model, message: pb.ModelConfig) -> None:
         """Fit a sub-net's config, as its runtime has written it, to the server."""
@@ -108,9 +97,12 @@ class Placement:
         self._instances(model, message)
         if model.name in _CACHED:
             message.response_cache.enable = True
-        adapt = self._adapters.get(message.backend)
-        if adapt is not None and self.device == "cuda":
-            adapt(model, message)
+        if self.device != "cuda":
+            return
+        if message.backend == "onnxruntime":
+            self._onnxruntime(model, message)
+        elif message.backend == "tensorrt":
+            self._tensorrt(model, message)
 
     def adapt_ensemble(self, message: pb.ModelConfig, queue_size: int) -> None:
         """Bound what an ensemble holds between its steps, where the server can."""
@@ -172,10 +164,6 @@ class Placement:
             spec = cuda.graph_spec.add(batch_size=1)
             for name, shape in shapes.items():
                 spec.input[name].dim.extend(shape)
-
-    def _pytorch(self, model: Model, message: pb.ModelConfig) -> None:
-        if self.target.has("torch_aoti"):
-            message.platform = "torch_aoti"
 
 
 def _shapes(profile: Profile, end: str) -> str:

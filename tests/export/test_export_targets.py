@@ -117,8 +117,6 @@ def test_settings_of_newer_servers_stay_away_from_older_ones() -> None:
         new = configs("ngc", "onnxruntime", "cuda")[name].ensemble_scheduling
         assert old.max_inflight_requests == 0
         assert new.max_inflight_requests == ServingSettings().queue_size
-    assert configs("ngc", "pytorch", "cuda")["restore"].platform == "torch_aoti"
-    assert configs("embedded", "pytorch", "cuda")["restore"].platform == ""
 
 
 def test_only_a_pure_and_versioned_step_is_cached() -> None:
