@@ -10,6 +10,7 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ import pytest
 from PIL import Image
 
 from pikfix.client import PikFixClient
-from pikfix.export import Manifest, contract, export_checkpoint
-from pikfix.export.runtimes import onnxruntime as onnxruntime_export
+from pikfix.export import Manifest, contract, read_manifest
+from pikfix.export.configs import ServingSettings, build_configs
+from pikfix.export.repository import publish, staging_folder
+from pikfix.export.runtimes.onnxruntime import OnnxRuntime
+from pikfix.export.targets import NGC, Placement
+from pikfix.networks import load_checkpoint
 from pikfix.serving import embedded
 from pikfix.serving.server import RunningServer, start_server
 
@@ -44,16 +49,19 @@ def flags() -> list[str]:
 def for_the_container(
     checkpoint: Path, exported: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    source = exported[0]
-
-    def copied(module: object, model: contract.Model, path: Path, *, runtime: str) -> None:
-        path.write_bytes((source / model.name / "1" / "model.onnx").read_bytes())
-
+    """Published from networks that were exported before: their gate is not under test."""
+    source, manifest = exported
     repository = tmp_path_factory.mktemp("ngc") / "model_repository"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxruntime_export, "export_onnx", copied)
-        manifest = export_checkpoint(checkpoint, repository, target="ngc")
-    assert manifest.target == "ngc"
+    settings = ServingSettings()
+    runtimes = dict.fromkeys(contract.SUBNETS, OnnxRuntime(settings))
+    config = load_checkpoint(checkpoint).config
+    configs = build_configs(config, runtimes, settings, Placement(NGC, "cpu"))
+    with staging_folder(repository) as staged:
+        for name in contract.SUBNETS:
+            shutil.copytree(source / name / "1", staged / name)
+        models = {name: dict(entry) for name, entry in manifest.models.items()}
+        publish(repository, staged, configs, replace(manifest, target="ngc", models=models))
+    assert read_manifest(repository).target == "ngc"
     return repository
 
 
