@@ -157,7 +157,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     manifest = json.loads((options.model_repository / "manifest.json").read_text())
     rates = matrix_rates()
     precision = "bf16" if manifest["precision"] == "bf16" else "fp32"
-    rows, skipped = [], []
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
     with (
         start_server(options.model_repository, supervise=False) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
