@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pikfix.export import Manifest, export_checkpoint
 from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
+
+# How long an example takes depends on what else the machine does, and is not under test.
+settings.register_profile("pikfix", deadline=None)
+settings.load_profile("pikfix")
 
 
 @pytest.fixture(scope="session")

@@ -523,7 +523,7 @@ def test_the_model_loads_and_starts_the_next_run(config, run, tmp_path):
     for name, tensor in first.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(second[name], tensor)
-    assert load_checkpoint(tmp_path / "second" / "model.safetensors").config.name == "tiny"
+    assert load_checkpoint(tmp_path / "second" / "model.safetensors").config.name == "smallest"
     wider = dataclasses.replace(config().network, bins=16)
     with pytest.raises(TrainingError, match=r"bins: 8 -> 16"):
         run(config(network=wider), "third", steps=1, init=((None, path),))
