@@ -30,7 +30,8 @@ class ServingSettings:
         what has passed it holds tensors, 10 to 100 times larger than the file, and must not be
         refused later.
     restore_queue_size: requests that wait before `restore`, where work begins: decoding is quick,
-        so under overload this is the queue that fills. On two cores it holds about ten seconds.
+        so under overload this is the queue that fills. On two cores ten photos wait for
+        about eight seconds; 24 outlived clients' deadlines (benchmarks/results/capacity-24.md).
     queue_size: requests that wait before each later step.
     nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
         been begun is finished first.
@@ -43,8 +44,8 @@ class ServingSettings:
 
     max_batch_size: int = 8
     queue_delay_us: int = 500
-    first_queue_size: int = 16
-    restore_queue_size: int = 24
+    first_queue_size: int = 8
+    restore_queue_size: int = 10
     queue_size: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
     reference_side: int = 256

@@ -245,7 +245,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['goodput']:.2f}",
             ", ".join(f"{count} {kind}" for kind, count in row["errors"].items()) or "0",
             row["skipped"],
-            row["slowest_refusal"],
+            ", ".join(f"{kind} {ms:.0f}" for kind, ms in row["slowest_by_reason"].items()),
         ]
         for name, row in rows
     ]

@@ -26,7 +26,8 @@ class Outcome:
     """What became of one run.
 
     latencies: seconds from the intended send, of what was answered.
-    refused: seconds until the error, of what was not; errors: how often, by reason.
+    refused: seconds until the error, of what was not; errors: how often, by reason; slowest: the
+        longest wait for each.
     finished: when each answer came, in seconds since the start.
     """
 
@@ -38,6 +39,7 @@ class Outcome:
     latencies: list[float] = field(default_factory=list)
     finished: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
+    slowest: dict[str, float] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     most_late: float = 0.0
 
@@ -64,6 +66,7 @@ class Outcome:
             "throughput": len(self.latencies) / self.elapsed,
             "errors": dict(self.errors),
             "slowest_refusal": at(self.refused, 100),
+            "slowest_by_reason": {kind: 1000 * s for kind, s in self.slowest.items()},
             "latest_send": 1000 * self.most_late,
         }
 
@@ -95,8 +98,10 @@ async def run_open_loop(
         try:
             await send(number)
         except Exception as error:  # every failure is a figure of the report
-            outcome.errors[reason(error)] += 1
-            outcome.refused.append(time.perf_counter() - intended)
+            kind, waited = reason(error), time.perf_counter() - intended
+            outcome.errors[kind] += 1
+            outcome.refused.append(waited)
+            outcome.slowest[kind] = max(waited, outcome.slowest.get(kind, 0.0))
         else:
             now = time.perf_counter()
             outcome.latencies.append(now - intended)
