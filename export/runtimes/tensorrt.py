@@ -33,12 +33,12 @@ ONNX_FILE = "model.onnx"
 
 LIMITS = {
     "fp32": Limits(),
-    "fp16": Limits(max_abs=0.05, min_psnr=50.0, max_worst_tile=0.01),
+    "fp16": Limits(max_abs=None, min_psnr=50.0, max_worst_tile=0.01),
     "bf16": Limits(max_abs=None, min_psnr=40.0, max_worst_tile=0.03),
 }
 """One of 255 grey values is 0.008 on [-1, 1]: no tile of fp16 is further off than that by much.
-The eight bits of bf16 move features enough for single places to match elsewhere in the reference,
-so that a bound on single values would say nothing."""
+Rounded features let single places match elsewhere in the reference, so that a bound on single
+values would say nothing."""
 
 
 class TensorRTRuntime:

@@ -116,11 +116,10 @@ def test_each_kind_of_layer_gets_its_type(half_warp: bool) -> None:
     module = MixedPrecision(Kinds(), "fp16", half_warp=half_warp)
     with torch.no_grad():
         assert module(torch.randn(1, 2, 8, 8)).dtype == torch.float32
-    warp = {torch.float16, torch.float32} if half_warp else {torch.float32}
     assert module.module.seen == {
         "convolution": {torch.float16},
         "norm": {torch.float32},
-        "warp": warp,
+        "warp": {torch.float32},  # of a half operator too, for which the plugin's test looks inside
     }
 
 
