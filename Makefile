@@ -50,6 +50,11 @@ serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 test: $(VENV)/.dev ## Run all tests (no GPU needed)
 	$(BIN)/python -m pytest -q
 
+.PHONY: bench
+bench: $(VENV)/.dev $(REPOSITORY)/manifest.json ## Measure latency and capacity (minutes, on an idle machine)
+	$(BIN)/python benchmarks/latency.py --model-repository $(REPOSITORY) --checkpoint $(CHECKPOINT)
+	$(BIN)/python benchmarks/load/capacity.py --model-repository $(REPOSITORY)
+
 # mypy does not follow the folder mapping of an editable install: it checks a regular one.
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style and types
