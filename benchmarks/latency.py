@@ -140,8 +140,7 @@ def verify(model: PikFix, client: grpc.InferenceServerClient) -> dict[str, float
 
 
 def time_requests(run: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
-    """Seconds of each of at least `least` calls, one after the other, after one for warm-up."""
-    run()
+    """Seconds of each of at least `least` calls, one after the other."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
@@ -176,8 +175,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     inputs = [
                         infer_input(n, np.repeat(a, batch, axis=0)) for n, a in arrays.items()
                     ]
-                    before = counters(server.grpc_url)
                     try:
+                        client.infer(name, inputs)  # warm-up, outside times and statistics
+                        before = counters(server.grpc_url)
                         times = time_requests(
                             lambda m=name, i=inputs: client.infer(m, i),
                             options.seconds,

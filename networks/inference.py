@@ -1,7 +1,7 @@
 """Inference forms: trained sub-nets rearranged for a CPU, with the same weights and results.
 
 A dense block, written plainly, copies everything that came before into a new tensor and rectifies
-all of it once per unit; on a CPU a fifth of the time is such memory traffic. Here each unit's
+all of it once per unit, which on a CPU is memory traffic worth avoiding. Here each unit's
 output is written once, into a buffer that every later unit reads in place. A 1 x 1 convolution over
 the leading channels of such a buffer is a matrix product with a row stride, which the libraries
 under PyTorch take as it is. (3 x 3 convolutions want their input dense, so residual dense blocks

@@ -1,9 +1,9 @@
 """Sub-nets as PyTorch weights for the embedded server's pytorch backend, on a CPU.
 
 They run as inference forms (`pikfix.networks.inference`): bfloat16, channels_last, dense blocks
-on one buffer. AOTInductor packages would be the other way. On the processors at hand (torch 2.13,
-AVX512-BF16) they needed minutes to compile, were not faster than the operators' own oneDNN
-kernels, and were wrong when the weights were frozen into them.
+on one buffer. AOTInductor packages would be the other way. Tried once, on `restore` at full width
+(torch 2.13, AVX512-BF16, weights frozen): 100 s to compile, and 11 dB from float32 where these
+forms have 53. Its cause was not looked for, and its speed was not measured on an idle machine.
 """
 
 from __future__ import annotations
