@@ -75,6 +75,8 @@ def build_configs(
         placement: the server they are for, and where on it they run.
     """
     settings, placement = settings or ServingSettings(), placement or Placement()
+    queue_size = placement.queue_size(settings.restore_queue_size)
+    settings = replace(settings, restore_queue_size=queue_size)
     configs = {}
     for model in contract.subnets(config):
         configs[model.name] = _subnet(model, runtimes[model.name], settings)
@@ -91,7 +93,11 @@ def fixed_configs(
 ) -> dict[str, pb.ModelConfig]:
     """The configs that no checkpoint and no runtime changes: python steps and ensembles."""
     settings, placement = settings or ServingSettings(), placement or Placement()
-    settings = replace(settings, max_pixels=placement.max_pixels(settings.max_pixels))
+    settings = replace(
+        settings,
+        max_pixels=placement.max_pixels(settings.max_pixels),
+        first_queue_size=placement.queue_size(settings.first_queue_size),
+    )
     steps = {model.name: _python_step(model, settings) for model in contract.python_steps()}
     ensembles = _ensembles(settings)
     for message in ensembles.values():

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +153,7 @@ def export_checkpoint(
 
 def _export_all(
     runtimes: dict[str, Runtime],
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     models: Sequence[contract.Model],
     staged: Path,
     progress: Callable[[str], None],

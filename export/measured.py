@@ -89,7 +89,8 @@ def export_fastest(
             folders[choice].mkdir()
             file, runner = runtime.export(modules[model.name], model, folders[choice])
             exported[choice] = (file, runner)
-            problem = _problem(model, runner(arrays), known, runtime)
+            wanted = dict(zip((t.name for t in model.outputs), expected, strict=True))
+            problem = _problem(runner(arrays), wanted, runtime)
             figures[str(choice)] = problem or round(_milliseconds(runner, arrays), 1)
             progress(f"{model.name}: {choice}: {figures[str(choice)]}{'' if problem else ' ms'}")
         times = {c: t for c in candidates if isinstance(t := figures[str(c)], float)}
@@ -104,12 +105,11 @@ def export_fastest(
     return selection
 
 
-def _problem(model: Model, outputs: Arrays, known: Arrays, runtime: Runtime) -> str | None:
-    for tensor in model.outputs:
-        expected = np.asarray(known[tensor.name])
-        violations = compare(expected, outputs[tensor.name]).violations(**asdict(runtime.limits))
+def _problem(outputs: Arrays, expected: Mapping[str, torch.Tensor], runtime: Runtime) -> str | None:
+    for name, value in expected.items():
+        violations = compare(value.numpy(), outputs[name]).violations(**asdict(runtime.limits))
         if violations:
-            return f"{tensor.name}: {'; '.join(violations)}"
+            return f"{name}: {'; '.join(violations)}"
     return None
 
 

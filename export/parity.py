@@ -57,7 +57,7 @@ class Limits:
 
 
 def check_parity(
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     models: Sequence[Model],
     runners: dict[str, Runner],
     *,

@@ -5,14 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pikfix.networks import PYRAMID_LEVELS, PikFix, to_working
+from pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig, to_working
 
 
-class RestoreStep(nn.Module):
-    """photo_l to restored_l and working_l."""
+class SubnetStep(nn.Module):
+    """A sub-net with the configuration of the whole model."""
 
     def __init__(self, model: PikFix) -> None:
         super().__init__()
+        self.config: PikFixConfig = model.config
+
+
+class RestoreStep(SubnetStep):
+    """photo_l to restored_l and working_l."""
+
+    def __init__(self, model: PikFix) -> None:
+        super().__init__(model)
         self.restoration = model.restoration
 
     def forward(self, photo_l: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,11 +35,11 @@ class WorkingStep(nn.Module):
         return to_working(restored_l)
 
 
-class SimilarityStep(nn.Module):
+class SimilarityStep(SubnetStep):
     """working_l and reference_lab to warped_1..4, confidence_1..4 and reference_share."""
 
     def __init__(self, model: PikFix) -> None:
-        super().__init__()
+        super().__init__(model)
         self.similarity = model.similarity
 
     def forward(self, working_l: Tensor, reference_lab: Tensor) -> tuple[Tensor, ...]:
@@ -39,11 +47,11 @@ class SimilarityStep(nn.Module):
         return (*warped, *confidence, share)
 
 
-class ColorizeStep(nn.Module):
+class ColorizeStep(SubnetStep):
     """working_l, warped_1..4 and confidence_1..4 to ab."""
 
     def __init__(self, model: PikFix) -> None:
-        super().__init__()
+        super().__init__(model)
         self.colorization = model.colorization
 
     def forward(self, working_l: Tensor, *maps: Tensor) -> Tensor:
@@ -52,19 +60,14 @@ class ColorizeStep(nn.Module):
         return ab
 
 
-def subnet_module(model: PikFix, name: str) -> nn.Module:
-    """Wrap the sub-net `name` of `model` ("restore", "similarity" or "colorize").
-
-    The result's attribute `config` is the model's configuration.
-    """
-    steps: dict[str, type[nn.Module]] = {
+def subnet_module(model: PikFix, name: str) -> SubnetStep:
+    """Wrap the sub-net `name` of `model` ("restore", "similarity" or "colorize")."""
+    steps: dict[str, type[SubnetStep]] = {
         "restore": RestoreStep,
         "similarity": SimilarityStep,
         "colorize": ColorizeStep,
     }
-    module = steps[name](model).eval()
-    module.config = model.config
-    return module
+    return steps[name](model).eval()
 
 
 @torch.no_grad()

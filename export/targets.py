@@ -109,6 +109,13 @@ class Placement:
         if self.target.has("max_inflight_requests"):
             message.ensemble_scheduling.max_inflight_requests = queue_size
 
+    def queue_size(self, size: int) -> int:
+        """How many may wait where that was sized for a CPU's seconds per photo.
+
+        A GPU takes milliseconds, so that more can wait as long; by how much has not been measured.
+        """
+        return 4 * size if self.device == "cuda" else size
+
     def max_pixels(self, allowed: int) -> int:
         """The largest photo that the networks can take on this server."""
         return min(allowed, NATIVE_MAX_PIXELS) if self.target.native else allowed

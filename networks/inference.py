@@ -56,6 +56,7 @@ class InPlaceDenseBlock(nn.Module):
         rectified = torch.empty_like(plain)
         _write(plain, rectified, x, 0)
         for squeeze, expand in zip(self.squeezes, self.expands, strict=True):
+            assert isinstance(squeeze, nn.Conv2d)
             rows = rectified.view(-1, stride)[:, :filled]
             narrow = F.linear(rows, squeeze.weight.flatten(1), squeeze.bias).relu_()
             narrow = narrow.view(batch, height, width, -1).permute(0, 3, 1, 2)
@@ -101,7 +102,7 @@ class ReducedSimilarity(Similarity):
         self.dtype = dtype
         if self.mode != "none":
             for network in (self.backbone, self.adapters, self.filter):
-                network.to(dtype=dtype, memory_format=torch.channels_last)
+                network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _features(self, luminance: Tensor) -> list[Tensor]:
         return super()._features(_reduced(luminance, self.dtype))
@@ -192,7 +193,7 @@ class InferenceStep(nn.Module):
             self.network: nn.Module = ReducedSimilarity(model.similarity, dtype)
         else:
             network = copy.deepcopy(_subnet(model, name))
-            network.to(dtype=dtype, memory_format=torch.channels_last)
+            network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
             _replace(network)
             self.network = network
         self.eval().requires_grad_(False)
