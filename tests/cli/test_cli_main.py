@@ -248,10 +248,12 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
     monkeypatch.setattr(pikfix.export, "export_checkpoint", export)
     code, out, err = call(
         *("export", "a.safetensors", "--runtime", "tensorrt", "--device", "cuda"),
-        *("--precision", "fp16", "--similarity", "kernel"),
+        *("--precision", "fp16", "--similarity", "kernel", "--target", "ngc"),
+        *("--accelerator", "tensorrt", "--engine-builder", "torch"),
         *("-o", str(tmp_path), "--json"),
     )
     assert (code, json.loads(out), err) == (0, {"made": True}, "exporting restore\n")
+    assert asked.pop("engines").builder == "torch"
     assert {key: str(value) for key, value in asked.items()} == {
         "checkpoint": "a.safetensors",
         "repository": str(tmp_path),
@@ -259,6 +261,8 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
         "device": "cuda",
         "precision": "fp16",
         "similarity": "kernel",
+        "target": "ngc",
+        "accelerator": "tensorrt",
     }
 
 
