@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pikfix.photos import write_atomically
+from common import processor, write_results
 
 COLOR = ("--train", "similarity,colorization", "--color-input", "clean", "--loss", "chroma=1")
 RESTORATION = ("--train", "restoration", "--loss", "chroma=0")
@@ -85,8 +84,7 @@ def main() -> None:
         "queries": args.limit,
         "rows": rows,
     }
-    write_atomically(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(args.out.with_suffix(".md"), report(result).encode())
+    write_results(args.out, result, report(result))
     print(report(result))
 
 
@@ -130,15 +128,6 @@ def pikfix(*words: object) -> None:
 def steps(run: Path) -> int:
     """How far a run got."""
     return int((run / "training.csv").read_text().splitlines()[-1].partition(",")[0])
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def report(result: dict[str, Any]) -> str:

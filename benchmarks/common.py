@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from tritonclient import grpc
 
+from pikfix.photos import write_atomically
+
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = ("decode_photo", "restore", "similarity", "colorize", "encode_photo")
 
 
 def environment(repository: Path) -> dict[str, Any]:
     """Processor, versions, date, and what the model repository says of itself."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    flags = next(line.split(":")[1].split() for line in lines if line.startswith("flags"))
+    flags = _cpuinfo("flags").split()
     manifest = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))
     packages = ("torch", "onnxruntime", "nvidia-pytriton", "tritonclient", "numpy")
     return {
-        "processor": names[0],
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "features": [f for f in ("avx512_bf16", "avx512_vnni", "amx_bf16") if f in flags],
         "python": platform.python_version(),
@@ -41,6 +41,19 @@ def environment(repository: Path) -> dict[str, Any]:
             "preset": manifest["checkpoint"]["preset"],
         },
     }
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def machine_line(found: dict[str, Any]) -> str:
@@ -138,9 +151,8 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def write_results(stem: Path, result: dict[str, Any], text: str) -> None:
+    """Write `stem`.json and `stem`.md, each whole or not at all."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in ((".json", json.dumps(result, indent=1) + "\n"), (".md", text)):
+        write_atomically(stem.with_suffix(suffix), content.encode())

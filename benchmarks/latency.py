@@ -28,7 +28,7 @@ from common import (
     per_step,
     percentiles,
     table,
-    write,
+    write_results,
 )
 from PIL import Image
 from skimage import data
@@ -280,8 +280,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     result = measure(options)
-    write(options.out / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    write(options.out / f"{options.name}.md", markdown(result))
+    write_results(options.out / options.name, result, markdown(result))
     plot(result, options.out / f"{options.name}.png")
 
 

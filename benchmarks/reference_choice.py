@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
-import platform
 import sys
 import tempfile
 import zlib
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import processor, write_results
 from torch import Tensor
 
 from pikfix.evaluation import baselines
@@ -35,7 +34,6 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.networks import PikFix, load_checkpoint, to_working
-from pikfix.photos import write_atomically
 from pikfix.references.builder import build_library
 from pikfix.references.library import Library, Match, suitable
 from pikfix.references.pictures import SUFFIXES, read_picture, reduce_luminance
@@ -69,7 +67,7 @@ def main() -> None:
         rows = [measure(model, library, path) for path in progress(queries)]
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "faiss-cpu")},
         "checkpoint": args.checkpoint.name,
         "library": len(library),
@@ -77,8 +75,7 @@ def main() -> None:
         "mean": {name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
         "rows": {path.name: row for path, row in zip(queries, rows, strict=True)},
     }
-    write_atomically(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(args.out.with_suffix(".md"), report(result).encode())
+    write_results(args.out, result, report(result))
     print(report(result))
 
 

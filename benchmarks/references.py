@@ -14,7 +14,6 @@ import importlib.metadata
 import io
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import processor
 from PIL import Image, ImageOps
 
 from pikfix.photos import write_atomically
@@ -277,7 +277,7 @@ def main() -> None:
         raise LibraryError(f"there are no pictures in {args.queries}")
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine()},
+        "machine": {"processor": processor()},
         "threads": args.threads,
         "load_average_before": round(os.getloadavg()[0], 2),
         "versions": {
@@ -285,11 +285,6 @@ def main() -> None:
         },
         "backbone": load_backbone(args.backbone).digest[:16],
     }
-    model = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    for line in model.splitlines():
-        if line.startswith("model name"):
-            result["machine"]["processor"] = line.partition(":")[2].strip()
-            break
     result["machine"]["cores"] = os.cpu_count()
     timed = queries[: args.limit]
     with tempfile.TemporaryDirectory(prefix="pikfix-benchmark-") as folder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import subprocess
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, environment, machine_line, matrix_rates, table, write
+from common import RESULTS, environment, machine_line, matrix_rates, table, write_results
 from latency import infer_input, networks_flops, verify
 from tritonclient import grpc
 
@@ -209,8 +208,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     result = measure(options)
-    write(options.out / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    write(options.out / f"{options.name}.md", markdown(result))
+    write_results(options.out / options.name, result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import processor
+from common import processor
 from lightning_fabric import Fabric
 
 from pikfix.kernels import naive

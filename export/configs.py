@@ -12,7 +12,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export import contract
 from pikfix.export.contract import Model, Tensor
 from pikfix.export.targets import Placement
-from pikfix.networks import PikFixConfig
+from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
+from pikfix.networks.restoration import Restoration
 from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
@@ -230,3 +231,17 @@ def _ensembles(settings: ServingSettings) -> dict[str, pb.ModelConfig]:
                     step.output_map[tensor.name] = tensor.name
         configs[ensemble.name] = message
     return configs
+
+
+def set_network_parameters(model: Model, config: pb.ModelConfig, settings: ServingSettings) -> None:
+    """Set what this project's own backends read, whatever runtime is behind them.
+
+    `EMBEDDED_PARAMETERS` in `pikfix.export.targets` lists them; native backends get none.
+    """
+    set_parameter(config, "nice", dict(settings.nice)[model.name])
+    if model.name == "restore":
+        set_parameter(config, "tile_pixels", settings.tile_pixels)
+        set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
+        set_parameter(config, "tile_align", SIDE_MULTIPLE)
+    elif model.name == "similarity":
+        set_parameter(config, "side_multiple", SIDE_MULTIPLE)

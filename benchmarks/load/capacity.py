@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import threading
 import time
@@ -19,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, STEPS, counters, environment, machine_line, per_step, table, write
+from common import (
+    RESULTS,
+    STEPS,
+    counters,
+    environment,
+    machine_line,
+    per_step,
+    table,
+    write_results,
+)
 from open_loop import Outcome, run_open_loop
 
 from photos import MIX, Mix
@@ -327,8 +335,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     result = report(options)
-    write(options.out / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    write(options.out / f"{options.name}.md", markdown(result))
+    write_results(options.out / options.name, result, markdown(result))
     plot(result, options.out / f"{options.name}.png")
 
 

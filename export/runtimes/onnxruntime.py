@@ -9,12 +9,10 @@ import onnxruntime as ort
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export.configs import ServingSettings, set_parameter
+from pikfix.export.configs import ServingSettings, set_network_parameters
 from pikfix.export.contract import Model
 from pikfix.export.onnx import export_onnx, export_working
 from pikfix.export.parity import Arrays, Limits, Runner
-from pikfix.networks import SIDE_MULTIPLE
-from pikfix.networks.restoration import Restoration
 
 MODEL_FILE = "model.onnx"
 WORKING_FILE = "working.onnx"
@@ -45,13 +43,7 @@ class OnnxRuntime:
         config.backend = "onnxruntime"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
-        set_parameter(config, "nice", dict(self._settings.nice)[model.name])
-        if model.name == "restore":
-            set_parameter(config, "tile_pixels", self._settings.tile_pixels)
-            set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
-            set_parameter(config, "tile_align", SIDE_MULTIPLE)
-        elif model.name == "similarity":
-            set_parameter(config, "side_multiple", SIDE_MULTIPLE)
+        set_network_parameters(model, config, self._settings)
 
     def versions(self) -> dict[str, str]:
         """Of the exporter and of the runtime that the parity gate ran."""

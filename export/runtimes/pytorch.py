@@ -19,13 +19,12 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.evaluation.parity import compare
-from pikfix.export.configs import ServingSettings, set_parameter
+from pikfix.export.configs import ServingSettings, set_network_parameters
 from pikfix.export.contract import Model
 from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
 from pikfix.export.subnets import run_subnet
-from pikfix.networks import SIDE_MULTIPLE, PikFixConfig, to_working
+from pikfix.networks import PikFixConfig, to_working
 from pikfix.networks.inference import load_step, save_step
-from pikfix.networks.restoration import Restoration
 
 MODEL_FILE = "model.safetensors"
 _NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
@@ -101,13 +100,7 @@ class PyTorch:
         config.backend = "pytorch"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-        set_parameter(config, "nice", dict(self._settings.nice)[model.name])
-        if model.name == "restore":
-            set_parameter(config, "tile_pixels", self._settings.tile_pixels)
-            set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
-            set_parameter(config, "tile_align", SIDE_MULTIPLE)
-        elif model.name == "similarity":
-            set_parameter(config, "side_multiple", SIDE_MULTIPLE)
+        set_network_parameters(model, config, self._settings)
 
     def versions(self) -> dict[str, str]:
         """Of PyTorch, which the manifest has anyway."""
