@@ -24,7 +24,7 @@ from pikfix.export import (
 )
 from pikfix.export.configs import ServingSettings
 from pikfix.export.measured import export_fastest
-from pikfix.export.parity import Case, Limits, case_inputs, check_parity
+from pikfix.export.parity import CASES, Case, Limits, case_inputs, check_parity
 from pikfix.export.runtimes import Choice, pytorch
 from pikfix.export.runtimes.pytorch import BFLOAT16_LIMITS, PyTorch
 from pikfix.export.subnets import run_subnet, subnet_module
@@ -136,8 +136,15 @@ def test_a_file_that_is_no_step_is_named(tmp_path: Path, checkpoint: Path) -> No
         load_step(tmp_path / "none.safetensors")
 
 
-def test_matching_that_bears_bfloat16_runs_in_it(tmp_path: Path) -> None:
-    """The shipped checkpoint's does; its limits are measured, not assumed."""
+def test_matching_that_bears_bfloat16_runs_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped checkpoint's does, at the gate's own sizes: with a handful of keys it might not.
+
+    Two references of 32 x 64 have four keys at 1/32; where those are almost alike, little but
+    rounding is left of them once their mean is taken away.
+    """
+    monkeypatch.setattr(pytorch, "CASES", CASES)
     shipped = Path(__file__).parents[2] / "checkpoints" / "compact.safetensors"
     model = load_checkpoint(shipped)
     spec = contract.subnets(model.config)[1]
