@@ -37,6 +37,7 @@ class ServingSettings:
     nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
         been begun is finished first.
     max_pixels: of a photo; more are refused before decoding.
+    max_side: of a photo, likewise; None where only the pixels count.
     reference_side: references are scaled down to this longest side. A quarter of a 256-pixel side
         already gives 4096 keys per reference.
     tile_pixels: photos with more pixels are restored in exact, overlapping tiles where the
@@ -49,6 +50,7 @@ class ServingSettings:
     restore_queue_size: int = 10
     queue_size: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_side: int | None = None
     reference_side: int = 256
     tile_pixels: int = 1 << 20
     nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
@@ -96,7 +98,7 @@ def fixed_configs(
     settings, placement = settings or ServingSettings(), placement or Placement()
     settings = replace(
         settings,
-        max_pixels=placement.max_pixels(settings.max_pixels),
+        max_side=placement.max_side,
         first_queue_size=placement.queue_size(settings.first_queue_size),
     )
     steps = {model.name: _python_step(model, settings) for model in contract.python_steps()}
@@ -173,6 +175,8 @@ def _python_step(model: Model, settings: ServingSettings) -> pb.ModelConfig:
     if model.name == "decode_photo":
         _schedule(message, settings.first_queue_size, 0)
         set_parameter(message, "max_pixels", settings.max_pixels)
+        if settings.max_side is not None:
+            set_parameter(message, "max_side", settings.max_side)
         set_parameter(message, "bucket_sides", ",".join(map(str, DEFAULT_BUCKET_SIDES)))
         set_parameter(message, "reference_side", settings.reference_side)
     else:

@@ -66,7 +66,7 @@ version, and both are in the cache's key. That is not true of an ensemble, whose
 change with its steps', nor of decode_photo, which reads a library and the clock. `restore` is the
 heaviest step, and its input does not change when a photo is tried with another reference."""
 
-NATIVE_MAX_PIXELS = DEFAULT_BUCKET_SIDES[-1] ** 2
+NATIVE_MAX_SIDE = DEFAULT_BUCKET_SIDES[-1]
 """Native backends do not tile: the largest photo is the largest bucket."""
 
 
@@ -116,9 +116,10 @@ class Placement:
         """
         return 4 * size if self.device == "cuda" else size
 
-    def max_pixels(self, allowed: int) -> int:
-        """The largest photo that the networks can take on this server."""
-        return min(allowed, NATIVE_MAX_PIXELS) if self.target.native else allowed
+    @property
+    def max_side(self) -> int | None:
+        """The longest side of a photo that the networks can take on this server."""
+        return NATIVE_MAX_SIDE if self.target.native else None
 
     def profiles(self, model: Model) -> tuple[Profile, ...]:
         """The shapes that a sub-net is optimized for."""

@@ -66,7 +66,11 @@ class Photo:
 
 
 def decode_photo(
-    data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, shrink_to: int | None = None
+    data: bytes,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    max_side: int | None = None,
+    shrink_to: int | None = None,
 ) -> Photo:
     """Decode a picture file.
 
@@ -76,6 +80,7 @@ def decode_photo(
     Args:
         data: the file's bytes.
         max_pixels: a picture whose header declares more is refused before it is decoded.
+        max_side: so is one with a longer side.
         shrink_to: let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides
             stay at least this long (for references, which are resized anyway).
 
@@ -92,6 +97,12 @@ def decode_photo(
     declared = image.width * image.height
     if declared > max_pixels:
         raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
+    if max_side is not None and max(image.size) > max_side:
+        raise PhotoError(
+            "photo_too_large",
+            f"the file declares {image.width} x {image.height} pixels, the limit is {max_side} a"
+            " side on this server: scale the photo down",
+        )
     if shrink_to is not None:
         image.draft(None, (shrink_to, shrink_to))
     try:

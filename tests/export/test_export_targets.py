@@ -19,7 +19,7 @@ from pikfix.export.targets import (
     EMBEDDED,
     EMBEDDED_PARAMETERS,
     GPU_SLOT,
-    NATIVE_MAX_PIXELS,
+    NATIVE_MAX_SIDE,
     NGC,
     TARGETS,
     Placement,
@@ -128,12 +128,17 @@ def test_only_a_pure_and_versioned_step_is_cached() -> None:
 
 
 def test_the_container_refuses_photos_that_no_engine_holds() -> None:
-    def limit(target: str) -> int:
-        step = configs(target, "tensorrt", "cuda")["decode_photo"]
-        return int(step.parameters["max_pixels"].string_value)
-
-    assert limit("ngc") == NATIVE_MAX_PIXELS == DEFAULT_BUCKET_SIDES[-1] ** 2
-    assert limit("embedded") == ServingSettings().max_pixels > limit("ngc")
+    parameters = configs("ngc", "tensorrt", "cuda")["decode_photo"].parameters
+    assert int(parameters["max_side"].string_value) == NATIVE_MAX_SIDE
+    for model in SUBNETS.values():
+        for profile in profiles_of(model, max_batch=8, reference_side=256)[-1:]:
+            height, width = working_size(*bucket_shape(NATIVE_MAX_SIDE, NATIVE_MAX_SIDE))
+            if model.name == "restore":
+                height = width = NATIVE_MAX_SIDE
+            assert profile.ranges[model.inputs[0].name].largest[-2:] == (height, width)
+    parameters = configs("embedded", "onnxruntime", "cuda")["decode_photo"].parameters
+    assert "max_side" not in parameters
+    assert int(parameters["max_pixels"].string_value) == ServingSettings().max_pixels
 
 
 @pytest.mark.parametrize("name", contract.SUBNETS)

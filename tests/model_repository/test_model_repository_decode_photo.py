@@ -207,6 +207,15 @@ def test_pixel_limit_is_the_configurations(load, text, save, photo):
     assert answer["photo_l"].shape == (1, 1, 128, 256)
 
 
+def test_side_limit_is_the_configurations(load, text, save, photo, reference):
+    step = load("decode_photo", max_side=139)
+    (answer,) = step.run({"photo": text([save(photo)])})
+    assert "139 a side" in refusal(answer, "photo_too_large")
+    small = text([save(photo[:, :139])])
+    (answer,) = step.run({"photo": small, "reference": text([[save(reference)]])})
+    assert answer["photo_l"].shape[2] == 128
+
+
 def test_default_pixel_limit_is_100_megapixels(step):
     assert step.model.max_pixels == 100_000_000
 

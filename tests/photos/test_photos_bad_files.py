@@ -102,6 +102,18 @@ def test_the_limit_is_the_callers(rgb, save):
     assert decode_photo(file, max_pixels=pixels).pixels.shape == rgb.shape
 
 
+@pytest.mark.usefixtures("no_decoding")
+def test_a_side_may_be_limited_too(save):
+    file = save(np.zeros((3, 200), np.uint8), "PNG")
+    message = refused(file, "photo_too_large", max_side=199)
+    assert "200 x 3 pixels" in message and "199 a side" in message
+
+
+def test_a_side_at_its_limit_passes(save):
+    file = save(np.zeros((3, 200), np.uint8), "PNG")
+    assert decode_photo(file, max_side=200).pixels.shape == (3, 200)
+
+
 def test_the_limit_may_exceed_pillows(save, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     file = save(np.zeros((30, 30), np.uint8), "PNG")

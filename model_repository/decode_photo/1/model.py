@@ -8,8 +8,8 @@ Outputs:
     photo_l        FP32 [B, 1, H, W]          L/50 - 1, reflected to a bucket of shapes
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
     photo_info     BYTES [B, 1]               notes for encode_photo
-Configuration parameters, all optional: max_pixels (of any picture), bucket_sides (multiples of
-32, separated by commas), reference_side (longest side of references), max_references; and, for
+Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
+bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references), max_references; and, for
 references that the server chooses: library (its folder; else that of the environment variable
 PIKFIX_LIBRARY), library_references (how many for a photo), reference_cache (pictures kept).
 Metric: pikfix_reference_cache_total, lookups by result, hit or miss.
@@ -81,6 +81,7 @@ class TritonPythonModel:
         """Read the configuration; a wrong value keeps the model from loading."""
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.max_pixels = config_value(parameters, "max_pixels", DEFAULT_MAX_PIXELS)
+        self.max_side = config_value(parameters, "max_side", self.max_pixels)
         self.reference_side = config_value(parameters, "reference_side", DEFAULT_REFERENCE_SIDE)
         self.max_references = config_value(parameters, "max_references", DEFAULT_MAX_REFERENCES)
         if self.reference_side < 32:
@@ -143,7 +144,7 @@ class TritonPythonModel:
     def _one(
         self, file: bytes, reference_files: list[bytes], options: Options
     ) -> tuple[Photo, list[Reference], PhotoNotes]:
-        photo = decode_photo(file, self.max_pixels)
+        photo = decode_photo(file, self.max_pixels, max_side=self.max_side)
         references: list[Reference] = []
         why_none: str | None = None
         if options.color:
