@@ -1,10 +1,10 @@
 """CIELAB (D65, 2 degrees) and sRGB in numpy, with scikit-image's constants.
 
 Two families: exact conversions for any array (:func:`rgb_to_lab`, :func:`lab_to_rgb`,
-:func:`luminance`, :func:`lab_to_rgb_in_gamut`), in the precision of their input, and
-table-driven ones for whole photos (:func:`photo_luminance`, :func:`grey_from_luminance`,
-:func:`compose`), which work in chunks of rows so that a photo of any size costs one chunk of
-temporary memory and stays in the processor's cache.
+:func:`luminance`), in the precision of their input, and table-driven ones for whole photos
+(:func:`photo_luminance`, :func:`grey_from_luminance`, :func:`compose`), which work in chunks of
+rows so that a photo of any size costs one chunk of temporary memory and stays in the processor's
+cache.
 
 Colours outside sRGB are brought in along a line of constant L and hue towards grey: plain
 clipping of R, G and B would change the luminance, which the restoration has decided.
@@ -38,8 +38,8 @@ _F_EPSILON = 0.2068966
 _SLOPE = 7.787
 _OFFSET = 16.0 / 116.0
 
-# Rows are grouped so that one chunk's temporaries fit in the second-level cache.
-_CHUNK_PIXELS = 1 << 15
+# Rows are grouped so that one chunk's temporaries stay in the caches and calls do not cost more.
+_CHUNK_PIXELS = 1 << 16
 # A linear channel may leave [0, 1] by this much before its colour counts as out of gamut:
 # scikit-image's white point and matrix agree to 1e-4 only, so white itself overshoots.
 _BELOW, _ABOVE = 2e-6, 2e-4
@@ -239,59 +239,86 @@ def compose(
         at most 0.3 at 8 bits, 0.01 at 16 bits, on the scale of 0 to 100; colours outside sRGB
         keep L and hue and lose chroma.
     """
-    out = np.empty((*scaled_l.shape, 3), np.uint16 if deep else np.uint8)
-    for rows in _row_chunks(*scaled_l.shape):
-        ab = chroma(rows)
-        dtype = np.float64 if deep else np.float32
-        lin = _in_gamut(np.clip(scaled_l[rows], -1.0, 1.0).ravel(), ab.reshape(2, -1), dtype)
-        if deep:
-            levels = np.rint(linear_to_srgb(np.clip(lin, 0.0, 1.0)) * 65535.0)
-        else:
-            lin *= _CURVE_STEPS
-            lin += 0.5
-            np.clip(lin, 0.0, _CURVE_STEPS, out=lin)
-            levels = _CURVE_TABLE[lin.astype(np.int32)]
-        for channel in range(3):
-            out[rows, :, channel] = levels[channel].reshape(ab.shape[1:])
+    height, width = scaled_l.shape
+    out = np.empty((height, width, 3), np.uint16 if deep else np.uint8)
+    pixels = out.reshape(-1, 3)
+    dtype = np.float64 if deep else np.float32
+    # Pixels out of gamut are few: they wait for each other, since a search costs calls, not work.
+    waiting: list[tuple[npt.NDArray[np.intp], FloatArray]] = []
+    count = 0
+    for rows in _row_chunks(height, width):
+        opponents = _opponents(scaled_l[rows], chroma(rows), dtype)
+        linear = _linear_planes(*opponents)
+        outside = np.flatnonzero(~_fits(linear))
+        _write(pixels[rows.start * width : rows.stop * width], _levels(linear, deep))
+        if outside.size:
+            waiting.append((outside + rows.start * width, opponents[:, outside]))
+            count += outside.size
+        if count and (count >= _CHUNK_PIXELS or rows.stop == height):
+            places = np.concatenate([place for place, _ in waiting])
+            fitted = _fitted(np.concatenate([o for _, o in waiting], axis=1))
+            levels = _levels(fitted, deep)
+            for channel in range(3):
+                pixels[places, channel] = levels[channel]
+            waiting, count = [], 0
     return out
 
 
-def _in_gamut(scaled_l: FloatArray, ab: FloatArray, dtype: type[np.floating[Any]]) -> FloatArray:
-    """Linear sRGB [3, n] of scaled L [n] and ab [2, n], chroma reduced where it does not fit."""
-    fy = scaled_l.astype(dtype)
-    fy *= dtype(50.0 / 116.0)
-    fy += dtype(66.0 / 116.0)
-    da = ab[0].astype(dtype)
-    da *= dtype(110.0 / 500.0)
-    db = ab[1].astype(dtype)
-    db *= dtype(110.0 / 200.0)
-    y = _cube(fy)
-    lin = _linear_planes(fy, y, da, db)
-    outside = np.flatnonzero((lin.min(axis=0) < -_BELOW) | (lin.max(axis=0) > 1.0 + _ABOVE))
-    if outside.size:
-        fy, y, da, db = fy[outside], y[outside], da[outside], db[outside]
-        share = np.zeros(outside.size, dtype)
-        step = dtype(0.5)
-        for _ in range(_HALVINGS):
-            trial = _linear_planes(fy, y, da * (share + step), db * (share + step))
-            fits = (trial.min(axis=0) >= -_BELOW) & (trial.max(axis=0) <= 1.0 + _ABOVE)
-            share += step * fits
-            step = dtype(step / 2)
-        lin[:, outside] = _linear_planes(fy, y, da * share, db * share)
-    return lin
+def _opponents(
+    scaled_l: FloatArray, ab: FloatArray, dtype: type[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
+    """CIE's fy, fx - fy and fy - fz [3, n] of scaled L [h, w], clipped, and ab [2, h, w]."""
+    out = np.empty((3, scaled_l.size), dtype)
+    np.clip(scaled_l.ravel(), -1.0, 1.0, out=out[0])
+    out[0] *= dtype(50.0 / 116.0)
+    out[0] += dtype(66.0 / 116.0)
+    np.multiply(ab[0].ravel(), dtype(110.0 / 500.0), out=out[1])
+    np.multiply(ab[1].ravel(), dtype(110.0 / 200.0), out=out[2])
+    return out
 
 
-def _linear_planes(fy: FloatArray, y: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
-    x = _cube(fy + da)
-    z = _cube(np.maximum(fy - db, 0.0))
-    out = np.empty((3, *y.shape), y.dtype)
-    scratch = np.empty_like(y)
-    matrix = (XYZ_TO_RGB * WHITE).astype(y.dtype)
+def _levels(linear: FloatArray, deep: bool) -> npt.NDArray[Any]:
+    """The sRGB curve and rounding, [3, n] to [3, n] uint8 or uint16; `linear` is overwritten."""
+    if deep:
+        return np.rint(linear_to_srgb(np.clip(linear, 0.0, 1.0)) * 65535.0).astype(np.uint16)
+    linear *= _CURVE_STEPS
+    linear += 0.5
+    # Clipped as indices, which costs nothing beside the lookup.
+    levels: npt.NDArray[Any] = _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
+    return levels
+
+
+def _write(pixels: npt.NDArray[Any], levels: npt.NDArray[Any]) -> None:
     for channel in range(3):
-        plane = np.multiply(x, matrix[channel, 0], out=out[channel])
-        plane += np.multiply(y, matrix[channel, 1], out=scratch)
-        plane += np.multiply(z, matrix[channel, 2], out=scratch)
-    return out
+        pixels[:, channel] = levels[channel]
+
+
+def _fits(linear: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which of the colours [3, n] lie within sRGB: [n]."""
+    fits: npt.NDArray[np.bool_] = linear.min(axis=0) >= -_BELOW
+    fits &= linear.max(axis=0) <= 1.0 + _ABOVE
+    return fits
+
+
+def _fitted(opponents: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Linear sRGB [3, n] with the most chroma that fits at the same L and hue."""
+    fy, da, db = opponents
+    share = np.zeros_like(fy)
+    step = fy.dtype.type(0.5)
+    for _ in range(_HALVINGS):
+        trial = share + step
+        share += step * _fits(_linear_planes(fy, da * trial, db * trial))
+        step = fy.dtype.type(step / 2)
+    return _linear_planes(fy, da * share, db * share)
+
+
+def _linear_planes(fy: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
+    """Linear sRGB [3, n] of fy, fx - fy and fy - fz, each [n]."""
+    xyz = np.empty((3, *fy.shape), fy.dtype)
+    xyz[0], xyz[1] = _cube(fy + da), _cube(fy)
+    xyz[2] = _cube(np.maximum(fy - db, 0.0))
+    linear: FloatArray = (XYZ_TO_RGB * WHITE).astype(fy.dtype) @ xyz
+    return linear
 
 
 def _cube(f: FloatArray) -> FloatArray:
