@@ -280,11 +280,12 @@ def _opponents(
 def _levels(linear: FloatArray, deep: bool) -> npt.NDArray[Any]:
     """The sRGB curve and rounding, [3, n] to [3, n] uint8 or uint16; `linear` is overwritten."""
     if deep:
-        return np.rint(linear_to_srgb(np.clip(linear, 0.0, 1.0)) * 65535.0).astype(np.uint16)
+        levels: npt.NDArray[Any] = np.rint(linear_to_srgb(np.clip(linear, 0.0, 1.0)) * 65535.0)
+        return levels.astype(np.uint16, copy=False)
     linear *= _CURVE_STEPS
     linear += 0.5
     # Clipped as indices, which costs nothing beside the lookup.
-    levels: npt.NDArray[Any] = _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
+    levels = _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
     return levels
 
 

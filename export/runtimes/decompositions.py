@@ -26,13 +26,19 @@ def _correlation_warp(
     key_mask: Tensor | None = None,
     wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if key_mask is not None:
-        raise NotImplementedError("the served networks mask no keys")
     correlation = query.float() @ key.float().transpose(1, 2)
+    empty = None
+    if key_mask is not None:
+        correlation = correlation.masked_fill(~key_mask[:, None, :], -torch.inf)
+        empty = ~key_mask.any(dim=1)[:, None]
+    confidence = correlation.amax(dim=-1)
     scores = correlation / temperature
-    warped = torch.softmax(scores, dim=-1) @ values.float()
-    warped = warped if wide else warped.to(values.dtype)
-    return warped, correlation.amax(dim=-1), torch.logsumexp(scores, dim=-1)
+    weights, logsumexp = torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
+    if empty is not None:
+        weights = weights.masked_fill(empty[..., None], 0)
+        confidence, logsumexp = (t.masked_fill(empty, 0) for t in (confidence, logsumexp))
+    warped = weights @ values.float()
+    return warped if wide else warped.to(values.dtype), confidence, logsumexp
 
 
 WARP: Any = torch.ops.pikfix.correlation_warp.default

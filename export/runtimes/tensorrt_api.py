@@ -77,8 +77,11 @@ def build_from_onnx(
     # Accepted and without effect on 11, where no other kind of network is left.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
+    # Its stubs call a data type `bool` and mean that one here and below.
     if not parser.parse_from_file(str(onnx_file)):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        reasons = [  # type: ignore[unreachable,unused-ignore]
+            parser.get_error(i).desc() for i in range(parser.num_errors)
+        ]
         raise ExportError(
             f"{name}: TensorRT {version()} cannot parse the ONNX file "
             f"({'; '.join(reasons[:3])}): use TensorRT 10.14 or newer"
@@ -121,7 +124,9 @@ def _attach_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
     stored = path.read_bytes() if path.is_file() else b""
     # A cache of another GPU or version is no error: measurements of it are not used.
     if not config.set_timing_cache(config.create_timing_cache(stored), ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        config.set_timing_cache(  # type: ignore[unreachable,unused-ignore]
+            config.create_timing_cache(b""), ignore_mismatch=False
+        )
 
 
 def _keep_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
