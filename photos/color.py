@@ -285,8 +285,7 @@ def _levels(linear: FloatArray, deep: bool) -> npt.NDArray[Any]:
     linear *= _CURVE_STEPS
     linear += 0.5
     # Clipped as indices, which costs nothing beside the lookup.
-    levels = _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
-    return levels
+    return _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
 
 
 def _write(pixels: npt.NDArray[Any], levels: npt.NDArray[Any]) -> None:

@@ -9,9 +9,10 @@ Outputs:
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
     photo_info     BYTES [B, 1]               notes for encode_photo
 Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
-bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references), max_references; and, for
-references that the server chooses: library (its folder; else that of the environment variable
-PIKFIX_LIBRARY), library_references (how many for a photo), reference_cache (pictures kept).
+bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references),
+max_references; and, for references that the server chooses: library (its folder; else that of the
+environment variable PIKFIX_LIBRARY), library_references (how many for a photo), reference_cache
+(pictures kept).
 Metric: pikfix_reference_cache_total, lookups by result, hit or miss.
 
 A request that fails answers ``[decode_photo] code: message``; others of its batch go on.
