@@ -196,9 +196,15 @@ class ModelNotFoundError(ServerError):
 
 
 class ServerBusyError(ServerError):
-    """The server's queue is full, or the request waited in it for too long."""
+    """The server's queue is full, or the request waited in it for too long.
 
-    advice = "try again later, or send fewer requests at once"
+    retry_after: seconds to wait at least before the same request is worth sending again, since a
+        place in a queue becomes free when a photo is answered. Callers of many photos should
+        double it with each refusal.
+    """
+
+    retry_after: float = 1.0
+    advice = f"wait at least {retry_after:g} s (retry_after), or send fewer requests at once"
 
 
 class AccessDeniedError(ServerError):

@@ -25,7 +25,7 @@ from pikfix.export.targets import (
     Placement,
 )
 from pikfix.networks import PRESETS, working_size
-from pikfix.photos import DEFAULT_BUCKET_SIDES, bucket_shape
+from pikfix.photos import bucket_shape
 
 CONFIG = PRESETS["compact"]
 SUBNETS = {model.name: model for model in contract.subnets(CONFIG)}
