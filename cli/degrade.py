@@ -7,7 +7,6 @@ import os
 import sys
 import zlib
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from pikfix.cli.choices import Strength
 from pikfix.cli.plan import Job, make_plan
 from pikfix.cli.problems import FAILURE, CommandError, UsageError
 from pikfix.photos import PhotoError, decode_photo, encode_photo, write_atomically
@@ -27,14 +27,6 @@ from pikfix.training.degradation import (
     Degraded,
     degrade,
 )
-
-
-class Strength(str, Enum):
-    """How much the photos have suffered."""
-
-    light = "light"
-    default = "default"
-    heavy = "heavy"
 
 
 def command(

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from pikfix.cli.choices import Strength
 from pikfix.cli.problems import CommandError, UsageError
 from pikfix.evaluation.choosers import LibraryChooser, ReferenceChooser
 from pikfix.evaluation.pictures import find_pictures
@@ -34,14 +35,6 @@ class Protocol(str, Enum):
     sibling = "sibling"
     restore = "restore"
     full = "full"
-
-
-class Strength(str, Enum):
-    """Damage of the protocols restore and full."""
-
-    light = "light"
-    default = "default"
-    heavy = "heavy"
 
 
 _SHEET_ROWS = 16

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pikfix.cli.choices import Device
+
 
 class Runtime(str, Enum):
     """What runs the exported networks."""
@@ -17,13 +19,6 @@ class Runtime(str, Enum):
     tensorrt = "tensorrt"
     pytorch = "pytorch"
     auto = "auto"
-
-
-class Device(str, Enum):
-    """Where they run."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Precision(str, Enum):

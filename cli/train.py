@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
 from pikfix.training.config import PARTS, TERMS, preset
 from pikfix.training.loop import Budget
@@ -22,13 +23,6 @@ class Preset(str, Enum):
 
     compact = "compact"
     paper = "paper"
-
-
-class Device(str, Enum):
-    """What to train on."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Precision(str, Enum):

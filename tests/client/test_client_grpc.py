@@ -145,9 +145,9 @@ def test_repeats_end(kind, server, jpeg):
 
 def test_repeats_never(kind, server, jpeg):
     fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-    with kind(server.url, retry=Retry.never()) as client:
-        with pytest.raises(ServerBusyError, match="wait at least 1 s") as refused:
-            client.restore(jpeg)
+    busy = pytest.raises(ServerBusyError, match="wait at least 1 s")
+    with kind(server.url, retry=Retry.never()) as client, busy as refused:
+        client.restore(jpeg)
     assert refused.value.retry_after == 1
     assert len(server.requests) == 1
 
