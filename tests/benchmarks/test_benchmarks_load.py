@@ -13,8 +13,14 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "load")]
 
 import common  # noqa: E402
 import open_loop  # noqa: E402
+import tuning  # noqa: E402
 
 import photos  # noqa: E402
+from pikfix.export import contract  # noqa: E402
+from pikfix.export.configs import ServingSettings, build_configs, render  # noqa: E402
+from pikfix.export.repository import parse_config  # noqa: E402
+from pikfix.export.runtimes.onnxruntime import OnnxRuntime  # noqa: E402
+from pikfix.networks import PRESETS  # noqa: E402
 
 
 def run(send: open_loop.Send, **choices: float) -> open_loop.Outcome:
@@ -91,3 +97,32 @@ def test_steps_are_differences_of_two_readings() -> None:
     assert row["queue_ms"] == pytest.approx(100) and row["compute_ms"] == pytest.approx(500)
     assert row["batch"] == pytest.approx(2)
     assert common.per_step(before, before) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "change"), tuning.VARIANTS, ids=[name for _, name, _ in tuning.VARIANTS]
+)
+def test_a_variant_changes_a_copy_and_only_what_it_says(
+    tmp_path: Path, setting: str, name: str, change: tuning.Change
+) -> None:
+    runtime = OnnxRuntime(ServingSettings())
+    configs = build_configs(PRESETS["compact"], dict.fromkeys(contract.SUBNETS, runtime))
+    for model, config in configs.items():
+        (tmp_path / "models" / model).mkdir(parents=True)
+        (tmp_path / "models" / model / "config.pbtxt").write_text(render(config))
+    (tmp_path / "copy").mkdir()
+    copy = tuning.changed_copy(tmp_path / "models", change, tmp_path / "copy")
+    touched = set()
+    for model, config in configs.items():
+        assert parse_config((tmp_path / "models" / model / "config.pbtxt").read_text()) == config
+        other = parse_config((copy / model / "config.pbtxt").read_text())
+        names = [field.name for field in config.DESCRIPTOR.fields]
+        touched |= {name for name in names if getattr(config, name) != getattr(other, name)}
+    fields_of = {
+        "": set(),
+        "batching": {"dynamic_batching"},
+        "instances": {"instance_group"},
+        "priority": {"parameters"},
+        "buckets": {"parameters"},
+    }
+    assert touched == fields_of[setting]
