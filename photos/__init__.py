@@ -26,6 +26,7 @@ from pikfix.photos.padding import (
     crop,
     pad_reflect,
 )
+from pikfix.photos.tint import Tint, has_colours, tint_of
 
 __all__ = [
     "DEFAULT_BUCKET_SIDES",
@@ -34,6 +35,7 @@ __all__ = [
     "ErrorCode",
     "Photo",
     "PhotoError",
+    "Tint",
     "bucket_shape",
     "check_bucket_sides",
     "compose",
@@ -41,10 +43,12 @@ __all__ = [
     "decode_photo",
     "encode_photo",
     "grey_from_luminance",
+    "has_colours",
     "lab_planes",
     "lab_to_rgb",
     "pad_reflect",
     "photo_luminance",
     "rgb_to_lab",
+    "tint_of",
     "write_atomically",
 ]

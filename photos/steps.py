@@ -23,6 +23,7 @@ from pikfix.photos.color import lab_planes
 from pikfix.photos.decode import Photo, decode_photo
 from pikfix.photos.errors import PhotoError
 from pikfix.photos.padding import MULTIPLE
+from pikfix.photos.tint import has_colours
 
 T = TypeVar("T", int, str)
 
@@ -351,6 +352,8 @@ def take_notes(
     encode.check_format(name, (photo.height, photo.width))
     warnings = list(photo.warnings)
     colorize = options.color and bool(references)
+    if options.color and has_colours(photo.pixels):
+        warnings.append("the photo's own colours were not used: only its luminance is restored")
     if options.color and not references:
         suits = why_none or "its library has none that suits"
         where = suits if library else "the server has no library"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pikfix.photos import PhotoError, decode_photo, lab_planes
+from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, tint_of
 from pikfix.references.errors import LibraryError
 
 SIDE = 256
@@ -19,13 +19,6 @@ SIDE = 256
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".avif", ".jp2", ".ppm")
 )
-MIN_CHROMA = 3.0
-"""Mean chroma in Lab units below which a picture counts as grey."""
-MIN_TINT_SPREAD = 2.0
-"""Deviation of ab among places of equal L, in Lab units, below which a picture is toned: sepia."""
-_LIGHTNESS_STEPS = 32
-
-_AB_SCALE = 110.0
 
 
 @dataclass(frozen=True)
@@ -34,23 +27,16 @@ class Picture:
 
     Attributes:
         luminance: [256, 256] float32, L/50 - 1.
-        chroma: mean chroma in Lab units.
-        tint_spread: root mean square distance of ab from their mean among places of (nearly) the
-            same L, in Lab units. Toning makes colour a function of lightness alone.
+        tint: how colourful it is.
     """
 
     luminance: npt.NDArray[np.float32]
-    chroma: float = 0.0
-    tint_spread: float = 0.0
+    tint: Tint = Tint()
 
     @property
     def why_unfit(self) -> str | None:
         """Why the picture has no colours to give; None where it has."""
-        if self.chroma < MIN_CHROMA:
-            return "it is grey"
-        if self.tint_spread < MIN_TINT_SPREAD:
-            return "it is toned in a single tint"
-        return None
+        return self.tint.why_colourless
 
 
 def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
@@ -66,21 +52,7 @@ def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
     # difference is below one grey level.
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     lab = lab_planes(np.asarray(small))
-    ab = lab[1:] * _AB_SCALE
-    return Picture(
-        lab[0], chroma=float(np.hypot(ab[0], ab[1]).mean()), tint_spread=_tint_spread(lab[0], ab)
-    )
-
-
-def _tint_spread(luminance: npt.NDArray[np.float32], ab: npt.NDArray[np.float32]) -> float:
-    steps = np.minimum((luminance + 1) * (_LIGHTNESS_STEPS / 2), _LIGHTNESS_STEPS - 1)
-    step = steps.astype(np.intp).ravel()
-    count = np.maximum(np.bincount(step, minlength=_LIGHTNESS_STEPS), 1)
-    squares = 0.0
-    for channel in ab:
-        mean = np.bincount(step, channel.ravel(), _LIGHTNESS_STEPS) / count
-        squares += float(((channel.ravel() - mean[step]) ** 2).mean())
-    return float(squares**0.5)
+    return Picture(lab[0], tint_of(lab))
 
 
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:

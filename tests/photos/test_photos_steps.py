@@ -195,6 +195,18 @@ def test_why_a_photo_stays_grey():
     assert warnings(steps.Options(color=False), False) == [], "it was asked for"
 
 
+def test_loss_of_the_photos_own_colours_is_told():
+    photo = photo_of(data.astronaut(), format="png")
+
+    def warned(photo, options):
+        notes = steps.take_notes(photo, options, [], library=False)
+        return any("own colours were not used" in warning for warning in notes.warnings)
+
+    assert warned(photo, steps.Options())
+    assert not warned(photo, steps.Options(color=False)), "it was asked for"
+    assert not warned(photo_of(data.camera(), format="png"), steps.Options())
+
+
 def test_loss_of_depth_is_told():
     photo = photo_of(np.zeros((3, 4), np.float32), format="png", bit_depth=16)
     reference = steps.Reference(np.zeros((2, 2, 3), np.uint8))
