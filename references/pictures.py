@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Picture:
     """
 
     luminance: npt.NDArray[np.float32]
-    tint: Tint = Tint()
+    tint: Tint = field(default_factory=Tint)
 
     @property
     def why_unfit(self) -> str | None:

@@ -87,7 +87,7 @@ def test_report(steps, text, save, reference):
         "colorized": True,
         "mean_confidence": 0.5,
         "model_version": "unknown",
-        "warnings": [],
+        "warnings": ["the photo's own colours were not used: only its luminance is restored"],
     }
     assert list(seconds) == ["decode_photo", "networks", "encode_photo"]
     assert seconds["networks"] >= 0.02

@@ -29,7 +29,7 @@ def test_colours_are_told_from_grey_and_from_sepia(name: str) -> None:
 @pytest.mark.parametrize("name", COLOURED)
 def test_depth_and_size_do_not_matter(name: str) -> None:
     photo = COLOURED[name]
-    assert has_colours(photo[:40, :50])
+    assert has_colours(photo[::9, ::9])
     assert has_colours(photo.astype(np.float32) / 255)
     assert not has_colours(sepia(photo).astype(np.float32) / 255)
 

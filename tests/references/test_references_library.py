@@ -217,6 +217,6 @@ def test_deep_and_grey_pictures_reduce_alike():
     np.testing.assert_array_equal(shallow.luminance, deep.luminance)
     grey = np.asarray(Image.fromarray(pixels).convert("L"))
     flat = reduce_picture(grey)
-    assert flat.chroma < 0.01
+    assert flat.tint.chroma < 0.01
     assert flat.why_unfit == "it is grey"
     assert shallow.why_unfit is None
