@@ -281,11 +281,11 @@ def _levels(linear: FloatArray, deep: bool) -> npt.NDArray[Any]:
     """The sRGB curve and rounding, [3, n] to [3, n] uint8 or uint16; `linear` is overwritten."""
     if deep:
         levels: npt.NDArray[Any] = np.rint(linear_to_srgb(np.clip(linear, 0.0, 1.0)) * 65535.0)
-        return levels.astype(np.uint16, copy=False)
+        return levels.astype(np.uint16)
     linear *= _CURVE_STEPS
     linear += 0.5
     # Clipped as indices, which costs nothing beside the lookup.
-    return _CURVE_TABLE.take(linear.astype(np.intp), mode="clip")
+    return np.take(_CURVE_TABLE, linear.astype(np.intp), mode="clip")
 
 
 def _write(pixels: npt.NDArray[Any], levels: npt.NDArray[Any]) -> None:
