@@ -16,12 +16,10 @@ from torch.nn import functional as F
 
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
+from pikfix.photos.tint import MIN_CHROMA
 from pikfix.references import LibraryError
 from pikfix.references.library import Library
 from pikfix.references.pictures import read_picture, reduce_luminance
-
-MIN_CHROMA = 3.0
-"""References with less mean chroma (Lab units) are grey and have no colour to give."""
 
 
 class ReferenceChooser(Protocol):

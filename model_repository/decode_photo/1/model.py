@@ -82,6 +82,7 @@ class TritonPythonModel:
         """Read the configuration; a wrong value keeps the model from loading."""
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.max_pixels = config_value(parameters, "max_pixels", DEFAULT_MAX_PIXELS)
+        # Without a limit of its own: no side is longer than all pixels in a row.
         self.max_side = config_value(parameters, "max_side", self.max_pixels)
         self.reference_side = config_value(parameters, "reference_side", DEFAULT_REFERENCE_SIDE)
         self.max_references = config_value(parameters, "max_references", DEFAULT_MAX_REFERENCES)
