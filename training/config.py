@@ -85,6 +85,8 @@ class LossConfig:
     histogram: earth mover's distance of the output's colour histogram to its target's.
     chroma: L1 on ab.
     adversarial: LSGAN of a PatchGAN that sees L and ab.
+    structure: 1 - SSIM of restored and clean L, plus that of the colorized and the true photo in
+        sRGB: what L1 blurs, and chroma at edges.
     distillation: cosine distance of the similarity backbone's deepest features, through a linear
         head, to the frozen feature net's last ones.
     chroma_emphasis: 0 is plain L1 on ab; at e, a pixel weighs 1 + e * chroma / 0.25 before the
@@ -98,6 +100,7 @@ class LossConfig:
     histogram: float = 0.5
     chroma: float = 1.0
     adversarial: float = 0.2
+    structure: float = 0.0
     distillation: float = 0.0
     chroma_emphasis: float = 0.0
     histogram_target: HistogramTarget = "reference"
@@ -110,7 +113,15 @@ class LossConfig:
         _one_of("histogram_target", self.histogram_target, HistogramTarget)
 
 
-TERMS = ("luminance", "perceptual", "histogram", "chroma", "adversarial", "distillation")
+TERMS = (
+    "luminance",
+    "perceptual",
+    "histogram",
+    "chroma",
+    "adversarial",
+    "structure",
+    "distillation",
+)
 """The terms of the objective, by the names of their weights."""
 
 

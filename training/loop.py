@@ -15,7 +15,7 @@ from torch import nn
 
 from pikfix.networks import save_checkpoint
 from pikfix.training import schedule
-from pikfix.training.config import TrainConfig
+from pikfix.training.config import TERMS, TrainConfig
 from pikfix.training.dataset import Batch, TrainingBatches, batch_loader
 from pikfix.training.errors import TrainingError
 from pikfix.training.logs import Logs, Meter, Reporter
@@ -174,8 +174,7 @@ class Trainer:
     def _logs(self, resumed: bool) -> Logs | None:
         if not self.fabric.is_global_zero:
             return None
-        terms = tuple(dataclasses.asdict(self.config.loss))
-        return Logs(self.folder, terms[:6], self.step if resumed else None)
+        return Logs(self.folder, TERMS, self.step if resumed else None)
 
     def _train(self, workers: int, logs: Logs | None) -> str:
         batches = iter(batch_loader(self.dataset, self.step, workers))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pikfix.kernels import sphist
 
@@ -60,6 +61,24 @@ def chroma_l1(ab: Tensor, truth: Tensor, emphasis: float = 0.0) -> Tensor:
         weight = 1 + emphasis * torch.linalg.vector_norm(truth, dim=1, keepdim=True) / 0.25
         error = error * (weight / weight.mean())
     return error.mean()
+
+
+def dissimilarity(picture: Tensor, truth: Tensor) -> Tensor:
+    """1 - SSIM of pictures `[B, C, H, W]` in [0, 1], both in float32.
+
+    Gaussian window of 11 x 11, sigma 1.5, constants 0.01 and 0.03 (Wang et al. 2004). Its
+    variances are differences of squares, which bfloat16 cannot hold.
+
+    Raises:
+        ValueError: the sides are smaller than the window.
+    """
+    with torch.autocast(picture.device.type, enabled=False):
+        value = structural_similarity_index_measure(
+            picture.float(), truth.float(), data_range=1.0, sigma=1.5, kernel_size=11
+        )
+    if not isinstance(value, Tensor):  # a pair only where a full map was asked for
+        raise TypeError("SSIM returned a map")
+    return 1 - value
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:

@@ -124,6 +124,8 @@ class Objective:
             if config.adversarial and self.discriminator is not None:
                 fake = torch.cat((clean_l, outputs.ab), dim=1)
                 terms["adversarial"] = losses.generator_loss(self.discriminator(fake))
+        if config.structure:
+            terms["structure"] = self._structure(inputs, outputs)
         if outputs.semantic is not None and self.features is not None:
             terms["distillation"] = self._distillation(inputs, outputs.semantic, self.features)
         return terms
@@ -156,6 +158,20 @@ class Objective:
             weight = near.float()[..., None, None]
             mean = (reference * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
             return torch.where(useful[:, None, None], mean, truth)
+
+    @staticmethod
+    def _structure(inputs: Inputs, outputs: Outputs) -> Tensor:
+        clean_l = inputs.truth_lab[:, :1]
+        terms = []
+        if outputs.restored_l is not None:
+            terms.append(losses.dissimilarity((outputs.restored_l + 1) / 2, (clean_l + 1) / 2))
+        if outputs.ab is not None:
+            # The luminance is the truth's own in both, as the metric of colorization has it.
+            with torch.autocast(outputs.ab.device.type, enabled=False):
+                colorized = lab_to_rgb(torch.cat((clean_l, outputs.ab.float()), dim=1))
+                truth = lab_to_rgb(inputs.truth_lab)
+            terms.append(losses.dissimilarity(colorized, truth))
+        return torch.stack(terms).sum()
 
     @staticmethod
     def _distillation(inputs: Inputs, semantic: Tensor, net: FeatureNet) -> Tensor:

@@ -236,7 +236,7 @@ def test_terms_are_logged_weighted_and_can_be_switched_off(config, run, tmp_path
     torch.manual_seed(0)
     save_file(SqueezeNet().state_dict(), tmp_path / "net.safetensors")
     features = tmp_path / "net.safetensors"
-    everything = LossConfig(distillation=0.3, discriminator_width=4)
+    everything = LossConfig(structure=0.4, distillation=0.3, discriminator_width=4)
     run(config(loss=everything), "all", steps=1, feature_weights=features)
     row = _rows(tmp_path / "all" / "training.csv")[0]
     weights = {
@@ -245,6 +245,7 @@ def test_terms_are_logged_weighted_and_can_be_switched_off(config, run, tmp_path
         "histogram": 0.5,
         "chroma": 1.0,
         "adversarial": 0.2,
+        "structure": 0.4,
         "distillation": 0.3,
     }
     total = sum(weight * float(row[name]) for name, weight in weights.items())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
 from pikfix.training import losses
@@ -76,6 +77,29 @@ def test_perceptual_plain_and_relative(noise):
     assert float(losses.perceptual(ours, truth, True)) == pytest.approx(relative, rel=1e-5)
     scaled = losses.perceptual([x * 50 for x in ours], [x * 50 for x in truth], True)
     assert float(scaled) == pytest.approx(relative, rel=1e-4)
+
+
+def test_dissimilarity_is_skimages_and_stays_in_float32():
+    """Also under autocast: variances of a bright, flat picture drown in bfloat16."""
+    rng = np.random.default_rng(0)
+    truth = 0.9 + 0.02 * rng.random((2, 3, 24, 32)).astype(np.float32)
+    ours = truth + 0.01 * rng.random(truth.shape).astype(np.float32)
+    expected = [
+        structural_similarity(
+            a.astype(np.float64), b.astype(np.float64), channel_axis=0, data_range=1.0,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )
+        for a, b in zip(ours, truth, strict=True)
+    ]  # fmt: skip
+    picture = torch.from_numpy(ours).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = losses.dissimilarity(picture, torch.from_numpy(truth))
+    assert value.item() == pytest.approx(1 - np.mean(expected), rel=0.02)
+    value.backward()
+    assert picture.grad is not None and float(picture.grad.abs().sum()) > 0
+    assert float(losses.dissimilarity(picture.detach(), picture.detach())) == pytest.approx(
+        0, abs=1e-5
+    )
 
 
 def test_distillation_is_the_mean_cosine_distance_of_centred_features(noise):
