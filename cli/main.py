@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "restore": ("pikfix.cli.restore", "Restore and colorize photos."),
         "export": ("pikfix.cli.export", "Fill a model repository from a checkpoint."),
         "train": ("pikfix.cli.train", "Train the networks on a folder of colour photos."),
+        "calibrate": ("pikfix.cli.calibrate", "Measure activation ranges for int8."),
         "evaluate": ("pikfix.cli.evaluate", "Measure a checkpoint beside its baselines."),
         "degrade": ("pikfix.cli.degrade", "Make old photos out of new ones."),
         "references": ("pikfix.cli.references", "Build and search a library of references."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import platform
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from pikfix.export import contract
+from pikfix.export.calibration import RangesByStep, ranges_of
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.errors import ExportError
 from pikfix.export.measured import Selection, export_fastest
@@ -93,6 +95,13 @@ def export_checkpoint(
             "runtime auto measures what the embedded server runs on a CPU: leave out --device, "
             "--target and --similarity, or name a runtime"
         )
+
+    @functools.cache
+    def ranges() -> RangesByStep:
+        found, source = ranges_of(load_checkpoint(checkpoint), checkpoint)
+        progress(source)
+        return found
+
     chosen = None
     if runtime != "auto":
         chosen = runtime_of(
@@ -103,6 +112,7 @@ def export_checkpoint(
                 warp_plugin=similarity == "plugin",
                 report=progress,
                 native=placement.target.native,
+                ranges=ranges,
             )
         )
     model = load_checkpoint(checkpoint)
@@ -110,7 +120,8 @@ def export_checkpoint(
     modules = {m.name: subnet_module(model, m.name) for m in models}
     with staging_folder(repository) as staged:
         if chosen is None:
-            selection = export_fastest(candidates(settings), modules, models, staged, progress)
+            measured = candidates(settings, ranges)
+            selection = export_fastest(measured, modules, models, staged, progress)
         else:
             wanted = dict.fromkeys(modules, chosen)
             if similarity == "kernel":

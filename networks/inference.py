@@ -1,4 +1,4 @@
-"""Inference forms: trained sub-nets rearranged for a CPU, with the same weights and results.
+"""Inference forms: trained sub-nets rearranged for a CPU, with the same weights.
 
 A dense block, written plainly, copies everything that came before into a new tensor and rectifies
 all of it once per unit, which on a CPU is memory traffic worth avoiding. Here each unit's
@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import ctypes
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,16 @@ from torch.nn import functional as F
 from pikfix.networks.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
 from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 from pikfix.networks.model import PikFix, to_working
+from pikfix.networks.quantized import quantize, vnni_supported
 from pikfix.networks.similarity import Similarity, change_scale
 
+Precision = Literal["fp32", "bf16", "int8"]
+"""Of the arithmetic. `int8` is `pikfix.networks.quantized`'s; similarity, whose softmax magnifies
+every rounding, then runs in bfloat16."""
+
 _FORMAT = "pikfix inference step"
+_RANGE = "range."
+"""Prefix of the names of activation ranges in the file of an int8 step."""
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -130,17 +138,35 @@ def keep_free_memory() -> None:
 
 
 def save_step(
-    network: nn.Module, config: PikFixConfig, name: str, dtype: torch.dtype, path: Path
+    network: nn.Module,
+    config: PikFixConfig,
+    name: str,
+    precision: Precision,
+    path: Path,
+    *,
+    ranges: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write one sub-net's weights in `dtype` with the configuration, as safetensors."""
+    """Write one sub-net's weights with what its inference form needs, as safetensors.
+
+    Args:
+        network: the trained sub-net.
+        config: of the whole network.
+        name: "restore", "similarity" or "colorize".
+        precision: of the arithmetic.
+        path: the file.
+        ranges: of the inputs of its convolutions; needed for int8 except by similarity.
+    """
+    # What is quantized when it is loaded is not rounded before.
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     state = {
         key: value.detach().to(dtype if value.is_floating_point() else None).contiguous()
         for key, value in network.state_dict().items()
     }
+    state |= {f"{_RANGE}{key}": value.contiguous() for key, value in (ranges or {}).items()}
     header = {
         "format": _FORMAT,
         "name": name,
-        "dtype": str(dtype).removeprefix("torch."),
+        "precision": precision,
         "config": json.dumps(config.to_dict()),
     }
     save_file(state, path, metadata=header)
@@ -150,7 +176,8 @@ def load_step(path: Path) -> InferenceStep:
     """Load what `save_step` wrote.
 
     Raises:
-        ValueError: the file is no such file, or does not fit its configuration.
+        ValueError: the file is no such file, does not fit its configuration, or needs a CPU with
+            instructions that this one lacks.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -158,11 +185,24 @@ def load_step(path: Path) -> InferenceStep:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if header.get("format") != _FORMAT:
             raise ValueError("it was not written by `pikfix export --runtime pytorch`")
+        if header["precision"] not in get_args(Precision):
+            raise ValueError(f"its precision {header['precision']} is unknown")
+        ranges = {
+            key.removeprefix(_RANGE): state.pop(key)
+            for key in list(state)
+            if key.startswith(_RANGE)
+        }
         model = PikFix(PikFixConfig.from_dict(json.loads(header["config"])))
         _subnet(model, header["name"]).load_state_dict(state)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be used ({error}): export again") from error
-    return InferenceStep(model, header["name"], getattr(torch, header["dtype"]))
+    precision: Any = header["precision"]
+    if precision == "int8" and not vnni_supported():
+        raise ValueError(
+            f"{path} is int8, which this CPU has no instructions for (VNNI or AMX): export again "
+            "with --precision bf16 or fp32"
+        )
+    return InferenceStep(model, header["name"], precision, ranges)
 
 
 def _subnet(model: PikFix, name: str) -> nn.Module:
@@ -183,16 +223,28 @@ class InferenceStep(nn.Module):
     Args:
         model: the trained networks; copied, not changed.
         name: "restore", "similarity" or "colorize".
-        dtype: of the arithmetic, torch.float32 or torch.bfloat16.
+        precision: of the arithmetic.
+        ranges: of the inputs of its convolutions; needed for int8 except by similarity.
     """
 
-    def __init__(self, model: PikFix, name: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: PikFix,
+        name: str,
+        precision: Precision,
+        ranges: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.name, self.dtype = name, dtype
+        self.name, self.precision = name, precision
+        # Whatever is not in bytes is in this.
+        self.dtype = dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         if name == "similarity":
             self.network: nn.Module = ReducedSimilarity(model.similarity, dtype)
         else:
-            network = copy.deepcopy(_subnet(model, name))
+            network = copy.deepcopy(_subnet(model, name)).eval()
+            if precision == "int8":
+                with torch.no_grad():
+                    quantize(network, ranges or {})
             network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
             _replace(network)
             self.network = network

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pikfix.export.calibration import RangesByStep
 from pikfix.export.configs import ServingSettings
 from pikfix.export.errors import ExportError
 from pikfix.export.runtimes.base import Choice, Runtime
 from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
+from pikfix.networks.quantized import vnni_supported
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Request:
     warp_plugin: run the correlation warp's kernel inside the engine of `similarity`.
     report: called with lines of progress.
     native: whether the server has NVIDIA's own backends.
+    ranges: gives the activation ranges that int8 needs, by sub-net.
     """
 
     choice: Choice
@@ -28,6 +31,7 @@ class Request:
     warp_plugin: bool = False
     report: Callable[[str], None] = lambda line: None
     native: bool = False
+    ranges: Callable[[], RangesByStep] = dict
 
 
 Factory = Callable[[Request], Runtime]
@@ -47,7 +51,9 @@ def _pytorch(request: Request) -> Runtime:
             "the weights of --runtime pytorch on a CPU are for the embedded server: "
             "leave out --target, or use --runtime onnxruntime"
         )
-    return PyTorch(request.settings, request.choice.precision, request.report)
+    return PyTorch(
+        request.settings, request.choice.precision, report=request.report, ranges=request.ranges
+    )
 
 
 def _aotinductor(request: Request) -> Runtime:
@@ -73,6 +79,7 @@ _FACTORIES: dict[Choice, Factory] = {
     Choice("onnxruntime", "cuda", "fp32"): _onnxruntime,
     Choice("pytorch", "cpu", "fp32"): _pytorch,
     Choice("pytorch", "cpu", "bf16"): _pytorch,
+    Choice("pytorch", "cpu", "int8"): _pytorch,
     **{Choice("pytorch", "cuda", precision): _aotinductor for precision in PRECISIONS},
     **{Choice("tensorrt", "cuda", precision): _tensorrt for precision in PRECISIONS},
 }
@@ -91,12 +98,14 @@ def runtime_of(request: Request) -> Runtime:
     return _FACTORIES[request.choice](request)
 
 
-def candidates(settings: ServingSettings) -> dict[Choice, Runtime]:
-    """All runtimes for a CPU, for the choice that is measured."""
+def candidates(
+    settings: ServingSettings, ranges: Callable[[], RangesByStep]
+) -> dict[Choice, Runtime]:
+    """All runtimes for this CPU, for the choice that is measured."""
     return {
-        choice: runtime_of(Request(choice, settings))
+        choice: runtime_of(Request(choice, settings, ranges=ranges))
         for choice in _FACTORIES
-        if choice.device == "cpu"
+        if choice.device == "cpu" and (choice.precision != "int8" or vnni_supported())
     }
 
 

@@ -19,7 +19,7 @@ class Choice:
 
     runtime: "onnxruntime", or another name of `RUNTIMES`.
     device: "cpu" or "cuda".
-    precision: "fp32", "fp16" or "bf16".
+    precision: "fp32", "fp16", "bf16" or "int8".
     """
 
     runtime: str = "onnxruntime"

@@ -21,15 +21,19 @@ from pikfix.export import (
     export_checkpoint,
     exporter,
     measured,
+    runtimes,
 )
 from pikfix.export.configs import ServingSettings
 from pikfix.export.measured import export_fastest
 from pikfix.export.parity import CASES, Case, Limits, case_inputs, check_parity
-from pikfix.export.runtimes import Choice, pytorch
-from pikfix.export.runtimes.pytorch import BFLOAT16_LIMITS, PyTorch
+from pikfix.export.runtimes import Choice, candidates, pytorch
+from pikfix.export.runtimes.pytorch import REDUCED_LIMITS, PyTorch
 from pikfix.export.subnets import run_subnet, subnet_module
-from pikfix.networks import PikFix, PikFixConfig, load_checkpoint
+from pikfix.networks import PikFix, PikFixConfig, load_checkpoint, save_checkpoint
 from pikfix.networks.inference import InferenceStep, load_step
+from pikfix.networks.quantized import Int8Conv2d, vnni_supported
+
+needs_vnni = pytest.mark.skipif(not vnni_supported(), reason="this CPU does not multiply bytes")
 
 SMALL = (Case(2, 2, (96, 64), (32, 64)), Case(1, 1, (32, 32), (32, 32)))
 
@@ -40,7 +44,7 @@ def small_cases() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "check_parity", partial(check_parity, cases=SMALL))
         patch.setattr(pytorch, "CASES", SMALL)
-        patch.setattr(measured, "_CASE", SMALL[0])
+        patch.setattr(measured, "CASES", SMALL)
         yield
 
 
@@ -63,7 +67,7 @@ def test_the_inference_form_computes_the_same_in_float32(
         known.update(zip((t.name for t in spec.outputs), expected, strict=True))
         if spec.name != name:
             continue
-        outputs = InferenceStep(model, name, torch.float32)(inputs)
+        outputs = InferenceStep(model, name, "fp32")(inputs)
         for tensor in spec.outputs:
             value = outputs[tensor.name]
             assert value.dtype == torch.float32 and value.is_contiguous()
@@ -88,7 +92,7 @@ def test_ablations_have_inference_forms(
         inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
         expected = run_subnet(subnet_module(model, spec.name), inputs)
         known.update(zip((t.name for t in spec.outputs), expected, strict=True))
-        outputs = InferenceStep(model, spec.name, torch.float32)(inputs)
+        outputs = InferenceStep(model, spec.name, "fp32")(inputs)
         for tensor in spec.outputs:
             assert compare(known[tensor.name].numpy(), outputs[tensor.name].numpy()).psnr > 80
 
@@ -111,6 +115,45 @@ def test_float32_is_held_to_what_clients_are_promised(checkpoint: Path, tmp_path
     record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch")
     for name in contract.SUBNETS:
         assert record.models[name]["parity"]["max_abs"] < 1e-4
+
+
+@needs_vnni
+def test_int8_passes_its_gate_with_ranges_of_its_own(
+    tiny_config: PikFixConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = PikFix(tiny_config)
+    # As after training, the networks change their input by far less than its range.
+    for layer in (model.restoration.output, model.colorization.output):
+        torch.nn.init.normal_(layer.weight, std=0.01)
+    save_checkpoint(model, tmp_path / "mild.safetensors")
+    lines: list[str] = []
+    folder = tmp_path / "repository"
+    record = export_checkpoint(
+        tmp_path / "mild.safetensors",
+        folder,
+        runtime="pytorch",
+        precision="int8",
+        progress=lines.append,
+    )
+    assert sum("activation ranges from drawn samples" in line for line in lines) == 1
+    for name in ("restore", "colorize"):
+        step = load_step(folder / name / "1" / "model.safetensors")
+        assert step.precision == "int8"
+        assert any(isinstance(module, Int8Conv2d) for module in step.modules())
+        assert 45 <= record.models[name]["parity"]["psnr"] < 70
+    assert load_step(folder / "similarity" / "1" / "model.safetensors").precision != "int8"
+
+
+def test_int8_is_refused_where_it_cannot_run(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch, "vnni_supported", lambda: False)
+    with pytest.raises(ExportError, match=r"int8 needs a CPU with .* use --precision bf16"):
+        export_checkpoint(checkpoint, tmp_path / "r", runtime="pytorch", precision="int8")
+    monkeypatch.setattr(runtimes, "vnni_supported", lambda: False)
+    offered = candidates(ServingSettings(), dict)
+    assert {choice.precision for choice in offered} == {"fp32", "bf16"}
 
 
 def test_damage_that_bfloat16_does_not_explain_is_found(
@@ -149,7 +192,7 @@ def test_matching_that_bears_bfloat16_runs_in_it(
     model = load_checkpoint(shipped)
     spec = contract.subnets(model.config)[1]
     lines: list[str] = []
-    runtime = PyTorch(ServingSettings(), "bf16", lines.append)
+    runtime = PyTorch(ServingSettings(), "bf16", report=lines.append)
     runtime.export(subnet_module(model, spec.name), spec, tmp_path)
     assert load_step(tmp_path / "model.safetensors").dtype == torch.bfloat16
     assert lines == []
@@ -164,7 +207,7 @@ class Paced:
     wrong: bool = False
 
     def __post_init__(self) -> None:
-        self.limits: Limits = BFLOAT16_LIMITS
+        self.limits: Limits = REDUCED_LIMITS
         self.gate_device = "cpu"
 
     def export(self, module: Any, model: Any, folder: Path) -> Any:
@@ -185,7 +228,7 @@ def test_the_fastest_within_its_limits_is_chosen(
     milliseconds = {"wrong": 1.0, "slow": 30.0, "quick": 20.0}
     monkeypatch.setattr(measured, "_milliseconds", lambda runner, _: milliseconds[runner.label])
     real = PyTorch(ServingSettings(), "bf16")
-    runtimes: Any = {
+    paced: Any = {
         Choice("slow"): Paced(real, "slow"),
         Choice("wrong"): Paced(real, "wrong", wrong=True),
         Choice("quick"): Paced(real, "quick"),
@@ -194,7 +237,7 @@ def test_the_fastest_within_its_limits_is_chosen(
     modules = {name: subnet_module(model, name) for name in contract.SUBNETS}
     lines: list[str] = []
     selection = export_fastest(
-        runtimes, modules, contract.subnets(model.config), tmp_path, lines.append
+        paced, modules, contract.subnets(model.config), tmp_path, lines.append
     )
     record = selection.to_dict()
     for name in contract.SUBNETS:
@@ -218,7 +261,7 @@ def test_auto_says_what_it_measured(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {Choice("pytorch", "cpu", p): PyTorch(ServingSettings(), p) for p in ("fp32", "bf16")}
-    monkeypatch.setattr(exporter, "candidates", lambda _: two)
+    monkeypatch.setattr(exporter, "candidates", lambda *_: two)
     record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="auto")
     assert record.measured is not None
     for name in contract.SUBNETS:

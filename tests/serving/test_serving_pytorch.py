@@ -85,7 +85,7 @@ def test_tiles_equal_the_whole(server: RunningServer, checkpoint: Path) -> None:
     assert image.size > TILE_PIXELS
     with grpc.InferenceServerClient(server.grpc_url) as client:
         answer = client.infer("restore", tensors(photo_l=image))
-    step = InferenceStep(load_checkpoint(checkpoint), "restore", torch.bfloat16)
+    step = InferenceStep(load_checkpoint(checkpoint), "restore", "bf16")
     whole = step({"photo_l": torch.from_numpy(image)})
     # A tile's place in memory may change the order of a sum: one unit in the last of 8 bits.
     for name, value in whole.items():

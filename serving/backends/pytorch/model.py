@@ -102,6 +102,6 @@ class TritonPythonModel(NetworkStep):
         network = Network(config, version_dir, args["model_name"])
         self.set_up(args, config, network)
         pb_utils.Logger.log_info(
-            f"{args['model_instance_name']}: torch {torch.__version__}, {network.step.dtype}, "
+            f"{args['model_instance_name']}: torch {torch.__version__}, {network.step.precision}, "
             f"{torch.get_num_threads()} threads, tiling {network.tiling}"
         )
