@@ -225,6 +225,10 @@ class Item:
         return next(iter(self.inputs.values())).shape[0]
 
 
+SHRINK_SECONDS = 30.0
+"""Between two returns of free memory: what is needed again has its pages zeroed first."""
+
+
 class NetworkStep:
     """One instance of one model, as Triton's python backend drives it; backends subclass it."""
 
@@ -236,6 +240,7 @@ class NetworkStep:
         self._outputs = [entry["name"] for entry in config["output"]]
         self._side_multiple = parameter(config, "side_multiple", 1)
         self._network = network
+        self._shrunk = time.monotonic()
         for names, there, role in (
             (self._inputs, network.inputs, "input"),
             (self._outputs, network.outputs, "output"),
@@ -260,7 +265,15 @@ class NetworkStep:
             groups.setdefault(key if self._batched else (index,), []).append(item)
         for group in groups.values():
             self._answer(group, responses)
+        self._shrink()
         return responses
+
+    def _shrink(self) -> None:
+        """Now and then give back what malloc holds: else batches of many sizes scatter its heap."""
+        now = time.monotonic()
+        if now - self._shrunk > SHRINK_SECONDS:
+            self._shrunk = now
+            return_free_memory()
 
     def _read(self, index: int, request: Any) -> Item:
         parameters = json.loads(request.parameters() or "{}")

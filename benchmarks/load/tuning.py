@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -60,12 +61,14 @@ def batching(delay_us: int, preferred: int | None = None) -> Change:
     return change
 
 
-def instances(models: tuple[str, ...], count: int) -> Change:
-    """Instances of some models; a sub-net's share the cores among their threads."""
+def instances(models: tuple[str, ...], count: int, threads: int | None = None) -> Change:
+    """Instances of some models; a sub-net's share the cores unless `threads` says otherwise."""
 
     def change(configs: Configs) -> None:
         for name in models:
             configs[name].instance_group[0].count = count
+            if threads is not None:
+                set_parameter(configs[name], "intra_op_thread_count", threads)
 
     return change
 
@@ -89,6 +92,11 @@ VARIANTS: tuple[tuple[str, str, Change], ...] = (
     ("batching", "delay of 50 ms", batching(50_000)),
     ("batching", "one photo at a time", batching(0, preferred=1)),
     ("instances", "two of each sub-net", instances(contract.SUBNETS, 2)),
+    (
+        "instances",
+        "two of each sub-net, all cores for each",
+        instances(contract.SUBNETS, 2, threads=len(os.sched_getaffinity(0))),
+    ),
     ("", "as exported, in the middle", unchanged),
     ("instances", "one of decode_photo and encode_photo", instances(PYTHON_STEPS, 1)),
     ("priority", "equal for all sub-nets", equal_priority),

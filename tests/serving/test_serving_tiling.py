@@ -134,3 +134,20 @@ def test_provider_follows_the_instance_and_the_build(backend, monkeypatch):
     assert backend.providers("GPU", 3) == [(gpu, {"device_id": 3}), cpu]
     monkeypatch.setattr(backend.ort, "get_available_providers", lambda: [cpu])
     assert backend.providers("GPU", 0) == [cpu]
+
+
+def test_free_memory_is_returned_now_and_then(backend, monkeypatch):
+    step_module = network_step(backend)
+    clock, returned = [1000.0], []
+    monkeypatch.setattr(step_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(step_module, "return_free_memory", lambda: returned.append(clock[0]))
+
+    class Nothing:
+        inputs: tuple[str, ...] = ()
+        outputs: tuple[str, ...] = ()
+
+    step = step_module.NetworkStep()
+    step.set_up({"model_name": "step"}, {"input": [], "output": []}, Nothing())
+    for clock[0] in (1001.0, 1029.0, 1031.0, 1032.0, 1060.0, 1062.0):
+        assert step.execute([]) == []
+    assert returned == [1031.0, 1062.0]
