@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from tritonclient import grpc
 
+from pikfix.networks.quantized import Int8Conv2d, vnni_supported
 from pikfix.photos import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -68,14 +70,22 @@ def machine_line(found: dict[str, Any]) -> str:
 
 
 def matrix_rates(seconds: float = 1.0, size: int = 2048) -> dict[str, float]:
-    """GFLOP/s of a square matrix product by dtype: what this run's processor could do."""
-    rates = {}
+    """GFLOP/s of a square matrix product by precision: what this run's processor could do."""
+    products: dict[str, Callable[[], object]] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+        products[name] = partial(torch.matmul, left, right)
+    if vnni_supported():
+        # A 1 x 1 convolution is this product; PyTorch has no other for u8 x s8.
+        conv = Int8Conv2d(torch.nn.Conv2d(size, size, 1), torch.ones(size), zero=0)
+        pixels = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8).permute(0, 3, 1, 2)
+        products["int8"] = partial(conv, pixels)
+    rates = {}
+    for name, product in products.items():
         best, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             start = time.perf_counter()
-            left @ right
+            product()
             best = min(best, time.perf_counter() - start)
         rates[name] = 2 * size**3 / best / 1e9
     return rates

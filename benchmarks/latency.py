@@ -155,7 +155,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = load_checkpoint(options.checkpoint)
     manifest = json.loads((options.model_repository / "manifest.json").read_text())
     rates = matrix_rates()
-    precision = "bf16" if manifest["precision"] == "bf16" else "fp32"
+    precision = manifest["precision"] if manifest["precision"] in rates else "fp32"
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     with (
