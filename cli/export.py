@@ -110,6 +110,14 @@ def command(
         Path | None,
         typer.Option(help="TensorRT: measurements to keep from build to build.", dir_okay=False),
     ] = None,
+    instances: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of each sub-net on the embedded server's CPU, sharing its cores: several answer "
+            "more photos, one answers each sooner.",
+        ),
+    ] = 1,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),
@@ -145,6 +153,7 @@ def command(
             hardware_compatible=hardware_compatible,
             timing_cache=timing_cache,
         ),
+        instances=instances,
         progress=progress,
     )
     if as_json:

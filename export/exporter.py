@@ -51,6 +51,7 @@ def export_checkpoint(
     target: TargetName = "embedded",
     accelerator: Accelerator = "cuda",
     engines: EngineOptions | None = None,
+    instances: int = 1,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export every sub-net of a checkpoint, check it against PyTorch, and publish it.
@@ -69,6 +70,7 @@ def export_checkpoint(
         target: the server the configs are for: "embedded", or "ngc" for NVIDIA's container.
         accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
         engines: how TensorRT engines are built.
+        instances: of each sub-net, on the embedded server's CPU.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -79,7 +81,9 @@ def export_checkpoint(
         ExportError: unsupported choice, failed parity (ParityError) or unwritable repository; the
             repository is as it was before.
     """
-    settings = ServingSettings()
+    if instances > 1 and (device, target) != ("cpu", "embedded"):
+        raise ExportError("several instances are for the embedded server on a CPU: leave them out")
+    settings = ServingSettings(instances=instances)
     placement = Placement(
         TARGETS[target],
         device,

@@ -42,7 +42,9 @@ class OnnxRuntime:
         """Name the backend and the file; large photos are restored in tiles."""
         config.backend = "onnxruntime"
         config.default_model_filename = MODEL_FILE
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
+        config.instance_group.add(
+            count=self._settings.instances, kind=pb.ModelInstanceGroup.KIND_AUTO
+        )
         set_network_parameters(model, config, self._settings)
 
     def versions(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pikfix.export import (
 from pikfix.export.configs import ServingSettings
 from pikfix.export.measured import export_fastest
 from pikfix.export.parity import CASES, Case, Limits, case_inputs, check_parity
+from pikfix.export.repository import parse_config
 from pikfix.export.runtimes import Choice, candidates, pytorch
 from pikfix.export.runtimes.pytorch import REDUCED_LIMITS, PyTorch
 from pikfix.export.subnets import run_subnet, subnet_module
@@ -109,6 +110,16 @@ def test_bfloat16_passes_its_gate_and_is_recorded(manifest: tuple[Path, Manifest
         assert 45 <= parity["psnr"] < (100 if dtype == torch.bfloat16 else 200)
         assert load_step(folder / name / "1" / "model.safetensors").dtype == dtype
         assert 'backend: "pytorch"' in (folder / name / "config.pbtxt").read_text()
+
+
+def test_instances_are_for_the_embedded_servers_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    export_checkpoint(checkpoint, folder, runtime="pytorch", instances=2)
+    for name in contract.SUBNETS:
+        config = parse_config((folder / name / "config.pbtxt").read_text())
+        assert [group.count for group in config.instance_group] == [2]
+    with pytest.raises(ExportError, match="several instances are for the embedded server"):
+        export_checkpoint(checkpoint, folder, instances=2, target="ngc")
 
 
 def test_float32_is_held_to_what_clients_are_promised(checkpoint: Path, tmp_path: Path) -> None:
