@@ -27,7 +27,7 @@ from pikfix.networks.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
 from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 from pikfix.networks.model import PikFix, to_working
 from pikfix.networks.quantized import quantize, vnni_supported
-from pikfix.networks.similarity import Similarity, change_scale
+from pikfix.networks.similarity import Matches, Similarity, change_scale
 
 Precision = Literal["fp32", "bf16", "int8"]
 """Of the arithmetic. `int8` is `pikfix.networks.quantized`'s; similarity, whose softmax magnifies
@@ -98,10 +98,11 @@ class LeanResidualDenseBlock(nn.Module):
 
 
 class ReducedSimilarity(Similarity):
-    """`Similarity` with its convolutions in another dtype, for inference.
+    """`Similarity` with its convolutions and products in another dtype, for inference.
 
-    Normalisation, correlation and softmax stay in float32: at a temperature of 0.01 a rounding
-    error of a correlation is multiplied by a hundred before it enters an exponential.
+    Normalisation, and sums and softmax of the correlation, stay in float32: at a temperature of
+    0.01 an error of a correlation is multiplied by a hundred before it enters an exponential. That
+    of queries and keys rounded to bfloat16, 1e-4 over hundreds of channels, bears it.
     """
 
     def __init__(self, source: Similarity, dtype: torch.dtype) -> None:
@@ -114,6 +115,10 @@ class ReducedSimilarity(Similarity):
 
     def _features(self, luminance: Tensor) -> list[Tensor]:
         return super()._features(_reduced(luminance, self.dtype))
+
+    def _matches(self, working_l: Tensor, reference_lab: Tensor) -> list[Matches]:
+        found = super()._matches(working_l, reference_lab)
+        return [(query.to(self.dtype), key.to(self.dtype), size) for query, key, size in found]
 
     def _match_features(self, features: list[Tensor], scale: int) -> Tensor:
         parts = [

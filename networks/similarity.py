@@ -71,6 +71,10 @@ class SPHist(nn.Module):
         return sphist(ab, self.centres, self.sigma, pool)
 
 
+Matches = tuple[Tensor, Tensor, tuple[int, int]]
+"""Centred and normalised queries and keys of one scale, and the queries' height and width."""
+
+
 def to_positions(features: Tensor) -> Tensor:
     """`[B, C, h, w]` to `[B, h*w, C]`."""
     return features.flatten(2).transpose(1, 2)
@@ -148,10 +152,8 @@ class Similarity(nn.Module):
         mass, _ = correlation_warp(query, key, owner.expand(batch, -1, -1), self.temperature)
         return warped, confidence, mass.float().mean(dim=1)
 
-    def _matches(
-        self, working_l: Tensor, reference_lab: Tensor
-    ) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
-        """Centred and normalised queries, keys and the queries' height and width, by scale."""
+    def _matches(self, working_l: Tensor, reference_lab: Tensor) -> list[Matches]:
+        """What is to be correlated, by scale."""
         batch = working_l.shape[0]
         photo_features = self._features(working_l)
         reference_features = self._features(reference_lab[:, :, :1].flatten(0, 1))
@@ -166,14 +168,14 @@ class Similarity(nn.Module):
         return matches
 
     def _warp(
-        self, reference_lab: Tensor, matches: list[tuple[Tensor, Tensor, tuple[int, int]]]
+        self, reference_lab: Tensor, matches: list[Matches]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         colours = self._colour_pyramid(reference_lab[:, :, 1:].flatten(0, 1))
         if self.mode == "single":
             colours = [colours[_SINGLE_SCALE]]
         warped, confidence = [], []
         for (query, key, size), carried in zip(matches, colours, strict=True):
-            values = to_positions(carried).reshape(*key.shape[:2], carried.shape[1])
+            values = to_positions(carried).reshape(*key.shape[:2], carried.shape[1]).to(key.dtype)
             out, best = correlation_warp(query, key, values, self.temperature)
             warped.append(out.transpose(1, 2).unflatten(2, size))
             confidence.append(best.unsqueeze(1).unflatten(2, size))
