@@ -93,7 +93,7 @@ VARIANTS: tuple[tuple[str, str, Change], ...] = (
     ("batching", "one photo at a time", batching(0, preferred=1)),
     ("instances", "two of each sub-net", instances(contract.SUBNETS, 2)),
     (
-        "instances",
+        "instances and threads",
         "two of each sub-net, all cores for each",
         instances(contract.SUBNETS, 2, threads=len(os.sched_getaffinity(0))),
     ),
