@@ -123,6 +123,7 @@ def test_a_variant_changes_a_copy_and_only_what_it_says(
         "batching": {"dynamic_batching"},
         "instances": {"instance_group"},
         "priority": {"parameters"},
+        "instances and threads": {"instance_group", "parameters"},
         "buckets": {"parameters"},
     }
     assert touched == fields_of[setting]
