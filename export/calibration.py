@@ -8,20 +8,18 @@ no pictures and nothing that could be recognised.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pikfix.export.errors import ExportError
 from pikfix.export.parity import Case, case_inputs
 from pikfix.networks import PikFix, to_working
+from pikfix.networks.checkpoint import write_tensors
 from pikfix.networks.quantized import input_ranges
 
 RangesByStep = dict[str, dict[str, Tensor]]
@@ -82,15 +80,7 @@ def save_ranges(ranges: RangesByStep, checkpoint: Path, pictures: int) -> Path:
         for name, value in values.items()
     }
     header = {"format": _FORMAT, "checkpoint": _digest(checkpoint), "pictures": str(pictures)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=header)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_tensors(tensors, path, header)
     return path
 
 

@@ -52,6 +52,15 @@ def save_checkpoint(
         "format_version": _FORMAT_VERSION,
         "config": json.dumps(model.config.to_dict()),
     }
+    write_tensors(tensors, path, header)
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str]) -> None:
+    """Write safetensors with metadata; the file appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
