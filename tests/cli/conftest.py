@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fake_triton
 import pytest
 from PIL import Image
 from skimage import data
-
-# The client's tests own the server that speaks Triton's protocol.
-_FILE = Path(__file__).parents[1] / "client" / "fake_triton.py"
-if "fake_triton" not in sys.modules:
-    _SPEC = importlib.util.spec_from_file_location("fake_triton", _FILE)
-    sys.modules["fake_triton"] = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(sys.modules["fake_triton"])
-fake_triton = sys.modules["fake_triton"]
 
 PIKFIX = Path(sys.executable).with_name("pikfix")
 

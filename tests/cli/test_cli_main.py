@@ -263,7 +263,7 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
         "similarity": "kernel",
         "target": "ngc",
         "accelerator": "tensorrt",
-        "instances": "1",
+        "instances": "None",
     }
 
 

@@ -1,22 +1,40 @@
 from __future__ import annotations
 
-import importlib.util
+import asyncio
 import io
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import fake_triton
 import pytest
 from skimage import data
 
-# Loaded by path: the test folders are no packages.
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_triton", Path(__file__).with_name("fake_triton.py")
-)
-fake_triton = importlib.util.module_from_spec(_SPEC)
-sys.modules["fake_triton"] = fake_triton
-_SPEC.loader.exec_module(fake_triton)
+from pikfix.client import AsyncPikFixClient, PikFixClient
+
+
+class Blocking:
+    """The asyncio client behind the blocking client's calls, so that one test fits both."""
+
+    def __init__(self, *args, **kwargs):
+        self._loop = asyncio.new_event_loop()
+        self._client = AsyncPikFixClient(*args, **kwargs)
+
+    def __getattr__(self, name):
+        method = getattr(self._client, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
+
+
+@pytest.fixture(params=[PikFixClient, Blocking], ids=["sync", "asyncio"])
+def kind(request):
+    return request.param
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks import PikFix, inference, quantized
+from pikfix.networks import PikFix, PikFixConfig, inference, quantized
 from pikfix.networks.blocks import DenseBlock, ResidualDenseBlock
 from pikfix.networks.colorization import DecoderStage, FusionModule
 from pikfix.networks.inference import InferenceStep, load_step, save_step
@@ -99,15 +98,33 @@ def test_ranges_are_the_extremes_of_every_input_channel() -> None:
     assert not network[0]._forward_pre_hooks
 
 
-class Holder(nn.Module):
-    """A network of one block, called by `call`."""
+class OneBlock(nn.Module):
+    """A network of one block, with what it is called on."""
 
-    def __init__(self, block: nn.Module, call: Callable[[nn.Module], Tensor]) -> None:
+    def __init__(self, block: nn.Module, *inputs: Tensor) -> None:
         super().__init__()
-        self.block, self.call = block, call
+        self.block, self.inputs, self.dtype = block, inputs, torch.float32
 
     def forward(self) -> Tensor:
-        return self.call(self.block)
+        """Call the block in the precision of the moment."""
+        answer: Tensor = self.block(*(x.to(self.dtype) for x in self.inputs))
+        return answer
+
+
+def one_block(kind: str, config: PikFixConfig) -> OneBlock:
+    """A block of every kind that has a form in bytes."""
+    x, skip = lasting(2, 16, 12, 20), lasting(2, 10, 24, 40, seed=2)
+    match kind:
+        case "residual":
+            return OneBlock(ResidualDenseBlock(16, 8, 3), x)
+        case "dense":
+            return OneBlock(DenseBlock(16, growth=8, bottleneck=12, units=3, dropout=0.0), x)
+        case "fusion":
+            warped = lasting(2, config.warped_channels, 12, 20, seed=4).relu()
+            best = lasting(2, 1, 12, 20, seed=5)
+            return OneBlock(FusionModule(16, config), x, warped, best)
+        case _:
+            return OneBlock(DecoderStage(16, 10, 12, 8, 2), x, skip)
 
 
 @needs_vnni
@@ -115,38 +132,14 @@ class Holder(nn.Module):
 def test_every_form_computes_its_block(kind: str, tiny: PikFix) -> None:
     """30 dB of signal to error after several layers of 8 bits; a wrong step or zero is below 10."""
     torch.manual_seed(3)
-    x, skip = lasting(2, 16, 12, 20), lasting(2, 10, 24, 40, seed=2)
-    block: nn.Module
-    match kind:
-        case "residual":
-            block = ResidualDenseBlock(16, 8, 3)
-            holder = Holder(block, lambda b: b(x.to(b_dtype())))
-        case "dense":
-            block = DenseBlock(16, growth=8, bottleneck=12, units=3, dropout=0.0)
-            holder = Holder(block, lambda b: b(x.to(b_dtype())))
-        case "fusion":
-            block = FusionModule(16, tiny.config)
-            warped = lasting(2, tiny.config.warped_channels, 12, 20, seed=4).relu()
-            best = lasting(2, 1, 12, 20, seed=5)
-            holder = Holder(block, lambda b: b(*(t.to(b_dtype()) for t in (x, warped, best))))
-        case _:
-            block = DecoderStage(16, 10, 12, 8, 2)
-            holder = Holder(block, lambda b: b(x.to(b_dtype()), skip.to(b_dtype())))
-
-    reduced = False
-
-    def b_dtype() -> torch.dtype:
-        return torch.bfloat16 if reduced else torch.float32
-
-    holder.eval()
-    ranges = input_ranges(holder, holder)
+    network = one_block(kind, tiny.config).eval()
+    ranges = input_ranges(network, network)
     with torch.inference_mode():
-        expected = holder()
-        quantize(holder, ranges)
-        reduced = True
-        holder.to(torch.bfloat16)
-        actual = holder()
-    assert any(isinstance(module, Int8Conv2d) for module in holder.modules())
+        expected = network()
+        quantize(network, ranges)
+        network.dtype = torch.bfloat16
+        actual = network.to(torch.bfloat16)()
+    assert any(isinstance(module, Int8Conv2d) for module in network.modules())
     assert 30 < signal_to_error(expected, actual) < 60  # above: it was not quantized
 
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from training_runs import Quiet
 
 from pikfix.networks import PikFixConfig
 from pikfix.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
+from pikfix.training.loop import Budget
+from pikfix.training.run import RunOptions, train
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,24 @@ def config(smallest_config: PikFixConfig) -> Callable[..., TrainConfig]:
         return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
     return make
+
+
+BUDGET = {field.name for field in dataclasses.fields(Budget)}
+
+
+@pytest.fixture
+def run(photo_folder, tmp_path):
+    """Train in `tmp_path / name` and return the result; keywords are options or the budget's."""
+
+    def start(config, name="run", reporter=None, **changes):
+        budget = {key: changes.pop(key) for key in list(changes) if key in BUDGET}
+        options = RunOptions(photos=photo_folder, folder=tmp_path / name, workers=0)
+        options = dataclasses.replace(
+            options, budget=Budget(**({"log_steps": 1} | budget)), **changes
+        )
+        return train(config, options, reporter or Quiet())
+
+    return start
 
 
 @pytest.fixture

@@ -20,6 +20,11 @@ from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from pikfix.client import Retry
+
+QUICK = Retry(initial_backoff=0.02, max_backoff=0.05)
+"""Repeats that do not hold a test up."""
+
 
 def report_of(width, height, format, **changes):
     report = {
@@ -115,6 +120,17 @@ def hang(request, context):
     while context.is_active():
         time.sleep(0.02)
     return service_pb2.ModelInferResponse()
+
+
+def fails(server, fake_status, text, times=None):
+    """Let the server fail with a status: always, or the first ``times`` times."""
+
+    def respond(request, context):
+        if times is None or len(server.requests) <= times:
+            context.abort(fake_status, text)
+        return answer(request, context)
+
+    server.answer = respond
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):

@@ -1,0 +1,114 @@
+"""What is tried again, and what never: full queues, budgets, servers that start late."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from fake_triton import QUICK, fails
+
+from pikfix.client import (
+    ConnectionFailedError,
+    ConnectionLostError,
+    PikFixError,
+    Retry,
+    ServerBusyError,
+)
+
+
+def test_a_full_queue_is_tried_again(kind, server, jpeg):
+    fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", times=2)
+    with kind(server.url, retry=QUICK) as client:
+        assert client.restore(jpeg).image.size == (64, 48)
+    assert len(server.requests) == 3
+    # The same request each time, deadline included.
+    assert len({request.SerializeToString(deterministic=True) for request in server.requests}) == 1
+
+
+def test_a_request_larger_than_grpcs_default_buffer_is_tried_again(kind, server):
+    """gRPC keeps 256 KiB for repeats unless told otherwise, and drops the repeat silently."""
+    fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", times=1)
+    photo = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
+    with kind(server.url, retry=QUICK) as client:
+        client.restore(photo, color=False)
+    assert len(server.requests) == 2
+    assert server.requests[1].ByteSize() > 2_000_000
+
+
+def test_repeats_end(kind, server, jpeg):
+    fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    with kind(server.url, retry=QUICK) as client, pytest.raises(ServerBusyError):
+        client.restore(jpeg)
+    assert len(server.requests) == QUICK.attempts
+
+
+def test_repeats_never(kind, server, jpeg):
+    fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    busy = pytest.raises(ServerBusyError, match="wait at least 1 s")
+    with kind(server.url, retry=Retry.never()) as client, busy as refused:
+        client.restore(jpeg)
+    assert refused.value.retry_after == 1
+    assert len(server.requests) == 1
+
+
+def test_the_budget_stops_repeats_to_a_server_that_keeps_failing(kind, server, jpeg):
+    fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    retry = Retry(initial_backoff=0.01, max_backoff=0.01, budget_tokens=10)
+    with kind(server.url, retry=retry) as client:
+        for _ in range(6):
+            with pytest.raises(ServerBusyError):
+                client.restore(jpeg)
+    # 10 tokens: 5 attempts bring them to a half, and every later request is sent once.
+    assert 6 + 3 <= len(server.requests) <= 6 + 5
+
+
+@pytest.mark.parametrize(
+    "code",
+    [code for code in grpc.StatusCode if code.name not in ("OK", "UNAVAILABLE")],
+    ids=lambda code: code.name,
+)
+def test_nothing_else_is_tried_again(kind, server, jpeg, code):
+    fails(server, code, "in ensemble 'pikfix_photo', something")
+    with kind(server.url, retry=QUICK) as client, pytest.raises(PikFixError) as caught:
+        client.restore(jpeg)
+    assert caught.value.status == code.name
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_starts_late_is_reached(kind, fake, free_url, jpeg):
+    """A refused connection is tried again, and a client outlives a restart of the server."""
+    retry = Retry(attempts=5, initial_backoff=0.5, max_backoff=1)
+    port = int(free_url.rpartition(":")[2])
+    # free_url holds the port with a socket that does not listen; take one that is free.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    timer = threading.Timer(0.3, lambda: started.append(fake.FakeTriton(port=port)))
+    timer.start()
+    try:
+        with kind(f"127.0.0.1:{port}", retry=retry) as client:
+            assert client.restore(jpeg).image.size == (64, 48)
+            started[0].close()
+            started.append(fake.FakeTriton(port=port))
+            assert client.restore(jpeg).image.size == (64, 48)
+    finally:
+        timer.join()
+        for one in started:
+            one.close()
+
+
+@pytest.mark.parametrize("retry", [QUICK, Retry.never()], ids=["repeats", "never"])
+def test_a_server_killed_in_mid_request(kind, doomed, jpeg, retry):
+    url, process = doomed
+    timer = threading.Timer(0.7, process.kill)
+    timer.start()
+    # Without repeats the break itself is seen; with repeats, that nobody is there any more.
+    wanted = ConnectionLostError if retry.attempts == 1 else ConnectionFailedError
+    with kind(url, retry=retry) as client, pytest.raises(wanted, match=url):
+        client.restore(jpeg, timeout=30)
+    timer.join()
+    assert process.wait() < 0
