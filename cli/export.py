@@ -111,13 +111,13 @@ def command(
         typer.Option(help="TensorRT: measurements to keep from build to build.", dir_okay=False),
     ] = None,
     instances: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
-            help="Of each sub-net on the embedded server's CPU, sharing its cores: several answer "
-            "more photos, one answers each sooner.",
+            help="Of each sub-net on the embedded server's CPU, sharing its cores.",
+            show_default="2 with pytorch, else 1",
         ),
-    ] = 1,
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),

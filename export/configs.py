@@ -42,8 +42,8 @@ class ServingSettings:
         already gives 4096 keys per reference.
     tile_pixels: photos with more pixels are restored in exact, overlapping tiles where the
         embedded server's backend runs the network; that bounds its memory.
-    instances: of each sub-net on the embedded server's CPU; they share its cores, so that several
-        give throughput, and one gives latency.
+    instances: of each sub-net on the embedded server's CPU, which share its cores; None for what
+        measured best with the runtime.
     """
 
     max_batch_size: int = 8
@@ -56,7 +56,7 @@ class ServingSettings:
     reference_side: int = 256
     tile_pixels: int = 1 << 20
     nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
-    instances: int = 1
+    instances: int | None = None
 
 
 class ConfiguresBackend(Protocol):

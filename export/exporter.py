@@ -18,7 +18,7 @@ from torch import nn
 from pikfix.export import contract
 from pikfix.export.calibration import RangesByStep, ranges_of
 from pikfix.export.configs import ServingSettings, build_configs
-from pikfix.export.errors import ExportError
+from pikfix.export.errors import ExportError, ParityError
 from pikfix.export.measured import Selection, export_fastest
 from pikfix.export.parity import check_parity
 from pikfix.export.repository import Manifest, publish, staging_folder
@@ -51,7 +51,7 @@ def export_checkpoint(
     target: TargetName = "embedded",
     accelerator: Accelerator = "cuda",
     engines: EngineOptions | None = None,
-    instances: int = 1,
+    instances: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export every sub-net of a checkpoint, check it against PyTorch, and publish it.
@@ -70,7 +70,7 @@ def export_checkpoint(
         target: the server the configs are for: "embedded", or "ngc" for NVIDIA's container.
         accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
         engines: how TensorRT engines are built.
-        instances: of each sub-net, on the embedded server's CPU.
+        instances: of each sub-net, on the embedded server's CPU; None for the runtime's own.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -81,7 +81,7 @@ def export_checkpoint(
         ExportError: unsupported choice, failed parity (ParityError) or unwritable repository; the
             repository is as it was before.
     """
-    if instances > 1 and (device, target) != ("cpu", "embedded"):
+    if instances and instances > 1 and (device, target) != ("cpu", "embedded"):
         raise ExportError("several instances are for the embedded server on a CPU: leave them out")
     settings = ServingSettings(instances=instances)
     placement = Placement(
@@ -134,7 +134,10 @@ def export_checkpoint(
         runtimes, files, runners = selection.runtimes, selection.files, selection.runners
         progress("comparing with PyTorch")
         limits = {name: r.limits for name, r in runtimes.items()}
-        figures = check_parity(modules, models, runners, limits=limits)
+        try:
+            figures = check_parity(modules, models, runners, limits=limits)
+        except ParityError as error:
+            raise ParityError(f"{error}{_CLOSER.get(precision, '')}") from None
         progress(f"publishing into {repository}")
         manifest = Manifest(
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -164,6 +167,14 @@ def export_checkpoint(
             build_configs(model.config, runtimes, settings, placement),
             manifest,
         )
+
+
+_CLOSER = {
+    "int8": ": run `pikfix calibrate` with photos like those it will see, or take --precision bf16",
+    "bf16": ": take --precision fp32",
+    "fp16": ": take --precision fp32",
+}
+"""What to do where a precision is too far from float32."""
 
 
 def _export_all(

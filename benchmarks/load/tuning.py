@@ -1,8 +1,9 @@
 """What the settings in the configs do to throughput and latency, one changed at a time.
 
 Each variant is a copy of the repository with one setting changed, served by itself and given the
-same photos by the same number of clients, who send the next photo when one is answered. The
-repository as it is runs first, in the middle and last: what lies between those three is noise.
+same photos by the same number of clients, who send the next photo when one is answered; before
+that by one client alone. The repository as it is runs first, in the middle and last: what lies
+between those three is noise.
 
     python benchmarks/load/tuning.py --model-repository model_repository
 """
@@ -62,7 +63,7 @@ def batching(delay_us: int, preferred: int | None = None) -> Change:
 
 
 def instances(models: tuple[str, ...], count: int, threads: int | None = None) -> Change:
-    """Instances of some models; a sub-net's share the cores unless `threads` says otherwise."""
+    """Instances of some models, each with as many threads as it finds cores, or with so many."""
 
     def change(configs: Configs) -> None:
         for name in models:
@@ -84,6 +85,7 @@ def equal_priority(configs: Configs) -> None:
         configs[name].parameters.pop("nice", None)
 
 
+CORES = len(os.sched_getaffinity(0))
 PYTHON_STEPS = ("decode_photo", "encode_photo")
 VARIANTS: tuple[tuple[str, str, Change], ...] = (
     ("", "as exported", unchanged),
@@ -91,12 +93,10 @@ VARIANTS: tuple[tuple[str, str, Change], ...] = (
     ("batching", "delay of 5 ms", batching(5_000)),
     ("batching", "delay of 50 ms", batching(50_000)),
     ("batching", "one photo at a time", batching(0, preferred=1)),
-    ("instances", "two of each sub-net", instances(contract.SUBNETS, 2)),
-    (
-        "instances and threads",
-        "two of each sub-net, all cores for each",
-        instances(contract.SUBNETS, 2, threads=len(os.sched_getaffinity(0))),
-    ),
+    ("instances", "one of each sub-net", instances(contract.SUBNETS, 1)),
+    ("instances", "three of each sub-net", instances(contract.SUBNETS, 3)),
+    ("threads", "one for each instance", instances(contract.SUBNETS, 2, threads=1)),
+    ("threads", "all cores for each instance", instances(contract.SUBNETS, 2, threads=CORES)),
     ("", "as exported, in the middle", unchanged),
     ("instances", "one of decode_photo and encode_photo", instances(PYTHON_STEPS, 1)),
     ("priority", "equal for all sub-nets", equal_priority),
@@ -140,10 +140,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     photos = [mix.draw() for _ in range(options.photos)]
     rows = []
     for setting, name, change in VARIANTS:
+        if setting and options.settings and setting not in options.settings:
+            continue
         with tempfile.TemporaryDirectory(prefix="pikfix-tuning-") as folder:
             copy = changed_copy(options.model_repository, change, Path(folder))
             with start_server(copy, supervise=False) as server:
                 asyncio.run(closed_loop(server.grpc_url, list(mix.all()), options.clients))
+                _, alone = asyncio.run(closed_loop(server.grpc_url, photos[: options.alone], 1))
                 before = counters(server.grpc_url)
                 seconds, latencies = asyncio.run(
                     closed_loop(server.grpc_url, photos, options.clients)
@@ -154,15 +157,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "setting": setting,
                 "variant": name,
                 "photos_per_second": len(photos) / seconds,
+                "alone": percentiles(alone),
                 **percentiles(latencies),
                 "steps": steps,
             }
         )
-        print(f"{name:40} {rows[-1]['photos_per_second']:.3f} photos/s", flush=True)
+        print(
+            f"{name:40} {rows[-1]['photos_per_second']:.3f} photos/s, "
+            f"{rows[-1]['alone']['p50']:.0f} ms alone",
+            flush=True,
+        )
     return {
         "environment": environment(options.model_repository),
         "photos": options.photos,
         "clients": options.clients,
+        "alone": options.alone,
         "mix": MIX,
         "rows": rows,
     }
@@ -181,16 +190,18 @@ def markdown(result: dict[str, Any]) -> str:
             f"{100 * (row['photos_per_second'] / mean - 1):+.1f}",
             row["p50"],
             row["p95"],
+            row["alone"]["p50"],
             f"{row['steps']['restore']['batch']:.2f}",
         ]
         for row in rows
     ]
     header = ["setting", "variant", "photos/s", "against as exported %", "p50 ms", "p95 ms",
-              "mean batch of restore"]  # fmt: skip
+              "p50 ms alone", "mean batch of restore"]  # fmt: skip
     noise = 100 * (max(usual) - min(usual)) / mean
     return (
         f"# Settings, one changed at a time\n\n{table(header, body)}\n"
-        f"{result['photos']} photos of mixed sizes, {result['clients']} on their way at a time; "
+        f"{result['photos']} photos of mixed sizes, {result['clients']} on their way at a time, "
+        f"and {result['alone']} of them one after the other (alone); "
         f"the three runs as exported lie {noise:.1f} % apart, and smaller differences mean "
         f"nothing. {machine_line(result['environment'])}.\n"
     )
@@ -202,6 +213,8 @@ def main() -> None:
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=int, default=48)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--alone", type=int, default=12, help="photos of one client alone")
+    parser.add_argument("--settings", nargs="+", help="only these, beside the three as exported")
     parser.add_argument("--name", default="tuning", help="of the result files")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -17,6 +17,10 @@ from pikfix.export.parity import Arrays, Limits, Runner
 MODEL_FILE = "model.onnx"
 WORKING_FILE = "working.onnx"
 
+INSTANCES = 1
+"""Of a sub-net: two, with half the threads each, answer no more photos
+(benchmarks/results/runtimes.md)."""
+
 
 class OnnxRuntime:
     """ONNX in float32.
@@ -43,7 +47,7 @@ class OnnxRuntime:
         config.backend = "onnxruntime"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(
-            count=self._settings.instances, kind=pb.ModelInstanceGroup.KIND_AUTO
+            count=self._settings.instances or INSTANCES, kind=pb.ModelInstanceGroup.KIND_AUTO
         )
         set_network_parameters(model, config, self._settings)
 

@@ -32,6 +32,11 @@ from pikfix.networks.inference import Precision, load_step, save_step
 from pikfix.networks.quantized import vnni_supported
 
 MODEL_FILE = "model.safetensors"
+
+INSTANCES = 2
+"""Of a sub-net, on the cores that all share: half as many photos again as one instance answers,
+and a lone request is as quick (benchmarks/results/tuning.md)."""
+
 _NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 
 REDUCED_LIMITS = Limits(max_abs=None, min_psnr=45.0, max_worst_tile=0.02)
@@ -120,7 +125,7 @@ class PyTorch:
         config.backend = "pytorch"
         config.default_model_filename = MODEL_FILE
         config.instance_group.add(
-            count=self._settings.instances, kind=pb.ModelInstanceGroup.KIND_CPU
+            count=self._settings.instances or INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU
         )
         set_network_parameters(model, config, self._settings)
 

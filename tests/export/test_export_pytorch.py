@@ -114,10 +114,11 @@ def test_bfloat16_passes_its_gate_and_is_recorded(manifest: tuple[Path, Manifest
 
 def test_instances_are_for_the_embedded_servers_cpu(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
-    export_checkpoint(checkpoint, folder, runtime="pytorch", instances=2)
-    for name in contract.SUBNETS:
-        config = parse_config((folder / name / "config.pbtxt").read_text())
-        assert [group.count for group in config.instance_group] == [2]
+    for wanted, count in ((None, 2), (3, 3)):
+        export_checkpoint(checkpoint, folder, runtime="pytorch", instances=wanted)
+        for name in contract.SUBNETS:
+            config = parse_config((folder / name / "config.pbtxt").read_text())
+            assert [group.count for group in config.instance_group] == [count]
     with pytest.raises(ExportError, match="several instances are for the embedded server"):
         export_checkpoint(checkpoint, folder, instances=2, target="ngc")
 
@@ -178,7 +179,8 @@ def test_damage_that_bfloat16_does_not_explain_is_found(
         return step
 
     monkeypatch.setattr("pikfix.export.runtimes.pytorch.load_step", damaged)
-    with pytest.raises(ParityError, match="restore: restored_l"):
+    told = "restore: restored_l.*nothing was published: take --precision fp32"
+    with pytest.raises(ParityError, match=told):
         export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch", precision="bf16")
     assert not (tmp_path / "repository").exists()
 

@@ -5,37 +5,36 @@ directory holds one sub-net's weights in safetensors, as `pikfix export --runtim
 them; the arithmetic is the inference form of `pikfix.networks.inference`, in the dtype of the
 weights. The server's Python needs torch and pikfix.
 
-Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: cores / instances),
-`tile_pixels`, `tile_halo` and `tile_align` (see `pikfix.serving.network_step.Tiling`), and
-`side_multiple` (height and width of every image tensor must be a multiple of it), and `nice` (see
-`pikfix.serving.network_step.give_way`).
+Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: what
+`pikfix.serving.cores` gives at the moment), `tile_pixels`, `tile_halo` and `tile_align` (see
+`pikfix.serving.network_step.Tiling`), `side_multiple` (height and width of every image tensor must
+be a multiple of it), and `nice` (see `pikfix.serving.network_step.give_way`).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded, internal.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-# Before libgomp is loaded: the steps of one server share the cores, and threads that spin while
-# they wait take them from the step that has work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import triton_python_backend_utils as pb_utils
 
 from pikfix.networks.inference import keep_free_memory, load_step
+from pikfix.serving.cores import SharedCores
 from pikfix.serving.network_step import (
     Array,
     NetworkStep,
+    available_cores,
     give_way,
+    parameter,
     return_free_memory,
     run_tiled,
-    threads_per_instance,
     tiling_of,
 )
 
@@ -43,11 +42,23 @@ from pikfix.serving.network_step import (
 # must not decide what the process holds for the rest of its life.
 SHRINK_ELEMENTS = 1_000_000
 
+Threads = Callable[[], AbstractContextManager[int]]
+"""Asked before each run for the number of threads, and told when it ends."""
+
+
+def threads_of(config: dict[str, Any], instance: str) -> Threads:
+    """As many as the config says, else this instance's part of the cores."""
+    fixed = parameter(config, "intra_op_thread_count", 0)
+    if fixed:
+        return functools.partial(nullcontext, fixed)
+    # The server's own copy of this folder: other servers' instances are in theirs.
+    return SharedCores(Path(__file__).parent / "computing", instance, available_cores()).part
+
 
 class Network:
     """One sub-net with its tiling; knows arrays, not requests."""
 
-    def __init__(self, config: dict[str, Any], version_dir: Path, name: str):
+    def __init__(self, config: dict[str, Any], version_dir: Path, name: str, threads: Threads):
         path = version_dir / (config.get("default_model_filename") or "model.safetensors")
         if not path.is_file():
             raise ValueError(f"{path} is missing; run `pikfix export` again")
@@ -59,6 +70,7 @@ class Network:
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
         self.tiling = tiling_of(config)
+        self.threads = threads
 
     def run(
         self,
@@ -72,19 +84,25 @@ class Network:
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
                 whole = run_tiled(self._restore_tile, image, self.tiling, before_tile)
                 # working_l depends on the whole picture, not on one tile.
-                working = self.step.working(torch.from_numpy(whole)).numpy()
+                working = self._compute(self.step.working, torch.from_numpy(whole)).numpy()
                 results = {"restored_l": whole, "working_l": working}
             else:
                 tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-                results = {name: value.numpy() for name, value in self.step(tensors).items()}
+                answers = self._compute(self.step, tensors)
+                results = {name: value.numpy() for name, value in answers.items()}
             return {name: results[name] for name in outputs}
         finally:
             if sum(array.size for array in inputs.values()) > SHRINK_ELEMENTS:
                 return_free_memory()
 
     def _restore_tile(self, tile: Array) -> Array:
-        restored: Array = self.step.restored(torch.from_numpy(tile)).numpy()
+        restored: Array = self._compute(self.step.restored, torch.from_numpy(tile)).numpy()
         return restored
+
+    def _compute(self, function: Callable[[Any], Any], given: Any) -> Any:
+        with self.threads() as threads:
+            torch.set_num_threads(threads)
+            return function(given)
 
 
 class TritonPythonModel(NetworkStep):
@@ -94,14 +112,14 @@ class TritonPythonModel(NetworkStep):
         """Load the weights of the instance's version directory."""
         config = json.loads(args["model_config"])
         give_way(config)
-        torch.set_num_threads(threads_per_instance(config))
         # A softmax at a low temperature is full of subnormal weights, ten times slower to multiply.
         torch.set_flush_denormal(True)
         keep_free_memory()
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        network = Network(config, version_dir, args["model_name"])
+        threads = threads_of(config, args["model_instance_name"])
+        network = Network(config, version_dir, args["model_name"], threads)
         self.set_up(args, config, network)
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: torch {torch.__version__}, {network.step.precision}, "
-            f"{torch.get_num_threads()} threads, tiling {network.tiling}"
+            f"tiling {network.tiling}"
         )
