@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from backend_files import load_backend
 
+from pikfix.serving import embedded
 from pikfix.serving.cores import SharedCores
 
 HOLD = """
@@ -64,3 +67,21 @@ def test_a_killed_process_gives_its_part_back(folder: Path) -> None:
         other.communicate()
     with cores.part() as threads:
         assert threads == 8
+
+
+def test_the_pytorch_backends_instances_share_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "pytorch"  # as the server has its own
+    shutil.copytree(embedded.BACKENDS / "pytorch", copy)
+    backend = load_backend(copy / "model.py")
+    monkeypatch.setattr(backend, "available_cores", lambda: 6)
+    first, second = (backend.threads_of({}, f"restore_0_{i}") for i in range(2))
+    told = {"parameters": {"intra_op_thread_count": {"string_value": "5"}}}
+    fixed = backend.threads_of(told, "colorize_0_0")
+    with first() as one, second() as two, fixed() as three:
+        assert (one, two, three) == (6, 3, 5)
+    assert sorted(path.name for path in (copy / "computing").iterdir()) == [
+        "restore_0_0",
+        "restore_0_1",
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import onnxruntime
 import pytest
+from backend_files import load_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,19 +19,7 @@ from pikfix.serving import embedded
 @pytest.fixture(scope="module")
 def backend() -> ModuleType:
     """The backend's file, with Triton's own module from the wheel."""
-    wheel = embedded.wheel()
-    assert wheel is not None and wheel.root is not None
-    sys.path.insert(0, str(wheel.root / "backends/python"))
-    try:
-        path = embedded.BACKENDS / "onnxruntime/model.py"
-        spec = importlib.util.spec_from_file_location("onnxruntime_backend", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["onnxruntime_backend"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return load_backend(embedded.BACKENDS / "onnxruntime/model.py")
 
 
 def network_step(backend: ModuleType) -> ModuleType:
