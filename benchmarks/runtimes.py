@@ -62,18 +62,24 @@ def eager(model: PikFix, arrays: dict[str, np.ndarray], seconds: float) -> float
     return count / (time.perf_counter() - start)
 
 
-def perf_analyzer(binary: Path, url: str, side: int, users: int, milliseconds: int) -> float:
-    """Requests per second by NVIDIA's perf_analyzer, on its own random tensors."""
+def perf_analyzer(
+    binary: Path, url: str, arrays: dict[str, np.ndarray], users: int, milliseconds: int
+) -> float:
+    """Requests per second by NVIDIA's perf_analyzer, on the same tensors.
+
+    Its own random floats hold NaN, which the server refuses, and zeros are quicker than photos.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "report.csv"
+        found, data = Path(folder) / "report.csv", Path(folder) / "inputs"
+        data.mkdir()
+        shapes = []
+        for name, array in arrays.items():
+            (data / name).write_bytes(array.tobytes())
+            shapes += ["--shape", f"{name}:{','.join(map(str, array.shape[1:]))}"]
         done = subprocess.run(
             [
                 str(binary), "-m", "pikfix", "-u", url, "-i", "grpc", "-b", "1",
-                "--shape", f"photo_l:1,{side},{side}",
-                "--shape", f"reference_lab:1,3,{side},{side}",
-                "--concurrency-range", str(users),
-                # Its random floats hold NaN, which the server refuses.
-                "--input-data", "zero",
+                *shapes, "--input-data", str(data), "--concurrency-range", str(users),
                 "--measurement-interval", str(milliseconds),
                 "--stability-percentage", "50", "--max-trials", "3",
                 "-f", str(found),
@@ -135,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, url in urls.items():
                 try:
                     rate = perf_analyzer(
-                        options.perf_analyzer, url, options.side, options.users, options.interval
+                        options.perf_analyzer, url, arrays, options.users, options.interval
                     )
                 except RuntimeError as error:
                     print(error, flush=True)
