@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 import threading
 import time
@@ -212,23 +213,25 @@ def _overload(bench: Bench, capacity: float, options: argparse.Namespace) -> dic
     return row
 
 
-def _add_growth(row: dict[str, Any], samples: Sequence[dict[str, float]], start: float) -> None:
-    """Memory at the end against memory after `start` seconds, each the mean of ten seconds."""
-    skip = ("t", "/dev/shm")
+def _add_growth(
+    row: dict[str, Any], samples: Sequence[dict[str, float]], start: float, window: float = 120.0
+) -> None:
+    """What two minutes at the end hold against two minutes from `start`.
+
+    A step's memory rises with each photo and falls when it is given back, so that a mean says
+    when photos came. What is held is the least of each process, and the peak is that of the sum.
+    """
     first = samples[0]["t"]
+    names = {key for sample in samples for key in sample} - {"t", "/dev/shm", "down"}
 
-    def mean(low: float, high: float, shm: bool) -> float:
-        chosen = [s for s in samples if low <= s["t"] - first < high]
-        totals = [
-            s["/dev/shm"] if shm else sum(v for k, v in s.items() if k not in skip) for s in chosen
-        ]
-        return sum(totals) / len(totals)
+    def seen(low: float) -> list[dict[str, float]]:
+        return [s for s in samples if low <= s["t"] - first < low + window]
 
-    end = samples[-1]["t"] - first + 1
-    for name, shm in (("memory", False), ("shm", True)):
-        early, late = mean(start, start + 10, shm), mean(end - 10, end, shm)
-        row[f"{name}_mb"] = [early, late]
-        row[f"{name}_growth"] = late / early - 1
+    parts = seen(start), seen(samples[-1]["t"] - first + 1 - window)
+    row["held_mb"] = [sum(min(s.get(n, 0.0) for s in part) for n in names) for part in parts]
+    row["peak_mb"] = [max(sum(s.get(n, 0.0) for n in names) for s in part) for part in parts]
+    row["shm_mb"] = [max(s["/dev/shm"] for s in part) for part in parts]
+    row["held_growth"] = row["held_mb"][1] / row["held_mb"][0] - 1
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -286,12 +289,37 @@ def markdown(result: dict[str, Any]) -> str:
     if "soak" in result:
         row = result["soak"]
         text += (
-            f"\nSoak of {row['seconds']:.0f} s: memory of server and steps "
-            f"{row['memory_mb'][0]:.0f} -> {row['memory_mb'][1]:.0f} MB "
-            f"({row['memory_growth']:+.1%}), /dev/shm {row['shm_mb'][0]:.1f} -> "
-            f"{row['shm_mb'][1]:.1f} MB.\n"
+            f"\nSoak of {row['seconds']:.0f} s, from two minutes on against its last two minutes: "
+            f"server and steps hold {row['held_mb'][0]:.0f} -> {row['held_mb'][1]:.0f} MB "
+            f"({row['held_growth']:+.1%}; the least of each process), at their peak "
+            f"{row['peak_mb'][0]:.0f} -> {row['peak_mb'][1]:.0f} MB, /dev/shm "
+            f"{row['shm_mb'][0]:.1f} -> {row['shm_mb'][1]:.1f} MB.\n"
         )
     return text
+
+
+def memory_by_step(
+    samples: Sequence[dict[str, float]], window: float = 30.0
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Minutes, and megabytes of all instances of each step, as means over `window` seconds."""
+    groups: dict[int, list[dict[str, float]]] = {}
+    for sample in samples:
+        if "down" not in sample:
+            groups.setdefault(int(sample["t"] // window), []).append(sample)
+    names = sorted({_step_of(key) for sample in samples for key in sample} - {"t", "down"})
+    megabytes = {
+        name: [
+            sum(v for s in group for k, v in s.items() if _step_of(k) == name) / len(group)
+            for group in groups.values()
+        ]
+        for name in names
+    }
+    return [(number + 0.5) * window / 60 for number in groups], megabytes
+
+
+def _step_of(instance: str) -> str:
+    """`restore` of `restore_0_1`."""
+    return re.sub(r"_\d+_\d+$", "", instance)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -308,11 +336,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.axhline(1000 * result["objective_s"], color="k", ls="--", label="objective")
     left.set(xlabel="offered photos/s", ylabel="ms from the intended send", yscale="log")
     left.legend()
-    samples = [s for s in result["memory"] if "down" not in s]
-    for name in sorted({key for s in samples for key in s} - {"t"}):
-        right.plot([s["t"] for s in samples], [s.get(name, 0.0) for s in samples], label=name)
-    right.set(xlabel="seconds", ylabel="MB")
-    right.legend(fontsize=7)
+    minutes, megabytes = memory_by_step(result["memory"])
+    right.stackplot(minutes, list(megabytes.values()), labels=list(megabytes))
+    right.set(xlabel="minutes", ylabel="MB, mean of 30 s")
+    right.legend(*(reversed(part) for part in right.get_legend_handles_labels()), fontsize=7,
+                 loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
     figure.savefig(path, dpi=110)
 
 
