@@ -184,6 +184,8 @@ def markdown(result: dict[str, Any]) -> str:
         [
             name,
             f"{rate:.3f}",
+            f"{speeds[name]:.3f}",
+            f"{100 * (rate / speeds[name] - 1):+.0f}",
             f"{speeds[name + ' again']:.3f}",
             f"{100 * (rate / speeds[name + ' again'] - 1):+.0f}",
         ]
@@ -204,8 +206,19 @@ def markdown(result: dict[str, Any]) -> str:
         f"{rates}. Verified against PyTorch in float32: {psnr}.\n"
     )
     if outside:
-        text += "\nNVIDIA's perf_analyzer on the same servers, and this benchmark right after it:\n"
-        text += "\n" + table(["", "perf_analyzer/s", "this benchmark/s", "difference %"], outside)
+        text += (
+            "\nNVIDIA's perf_analyzer on the same servers and tensors, against the rounds above, "
+            "and against one more round right after it:\n\n"
+        )
+        header = [
+            "",
+            "perf_analyzer/s",
+            "rounds/s",
+            "difference %",
+            "right after/s",
+            "difference %",
+        ]
+        text += table(header, outside)
     return text
 
 

@@ -18,8 +18,8 @@ MODEL_FILE = "model.onnx"
 WORKING_FILE = "working.onnx"
 
 INSTANCES = 1
-"""Of a sub-net: two, with half the threads each, answer no more photos
-(benchmarks/results/runtimes.md)."""
+"""Of a sub-net: two answer about a sixth more (benchmarks/results/runtimes.md), but their threads
+are fixed, and a lone request would have half the cores."""
 
 
 class OnnxRuntime:
