@@ -34,8 +34,8 @@ from pikfix.networks.quantized import vnni_supported
 MODEL_FILE = "model.safetensors"
 
 INSTANCES = 2
-"""Of a sub-net, on the cores that all share: half as many photos again as one instance answers,
-and a lone request is as quick (benchmarks/results/tuning.md)."""
+"""Of a sub-net, on the cores that all share: one answered a fifth fewer photos, and a lone request
+no sooner (benchmarks/results/tuning.md)."""
 
 _NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 
