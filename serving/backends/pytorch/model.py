@@ -15,7 +15,6 @@ Errors have the form `[model] code: message`, code one of bad_tensor, deadline_e
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -50,7 +49,7 @@ def threads_of(config: dict[str, Any], instance: str) -> Threads:
     """As many as the config says, else this instance's part of the cores."""
     fixed = parameter(config, "intra_op_thread_count", 0)
     if fixed:
-        return functools.partial(nullcontext, fixed)
+        return lambda: nullcontext(fixed)
     # The server's own copy of this folder: other servers' instances are in theirs.
     return SharedCores(Path(__file__).parent / "computing", instance, available_cores()).part
 
