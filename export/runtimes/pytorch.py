@@ -35,7 +35,7 @@ MODEL_FILE = "model.safetensors"
 
 INSTANCES = 2
 """Of a sub-net, on the cores that all share: one answered a fifth fewer photos, and a lone request
-no sooner (benchmarks/results/tuning.md)."""
+no sooner; three runs of two lay further apart than that (benchmarks/results/tuning.md)."""
 
 _NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 
