@@ -27,7 +27,7 @@ from common import processor
 from PIL import Image, ImageOps
 
 from pikfix.photos import write_atomically
-from pikfix.references import fingerprint
+from pikfix.references import agreement, fingerprint
 from pikfix.references.backbone import load_backbone
 from pikfix.references.builder import build_library
 from pikfix.references.errors import LibraryError
@@ -207,6 +207,7 @@ def measure_synthetic(
                 * np.abs(np.repeat(noise, repeats, axis=1))
             ).astype(np.float16),
             generator.integers(0, 256, (size, 32), dtype=np.uint8),
+            generator.normal(0, 0.1, (size, agreement.VALUES)).astype(np.float32),
         )
         for row in range(size):
             key = (f"{start + row}.jpg", 1, start + row)

@@ -23,7 +23,7 @@ from pikfix.evaluation.protocols import DEFAULT_REFERENCES, evaluate
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.networks import load_checkpoint
 from pikfix.references.builder import build_library
-from pikfix.references.library import Library
+from pikfix.references.library import CANDIDATES, Library
 from pikfix.references.manifest import FILE as LIBRARY_FILE
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
@@ -66,7 +66,7 @@ def command(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(min=1, max=64, help="References given to the model at once.")
+        int, typer.Option(min=1, max=CANDIDATES, help="References given to the model at once.")
     ] = DEFAULT_REFERENCES,
     strength: Annotated[
         Strength, typer.Option(help="Damage of the protocols restore and full.")

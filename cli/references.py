@@ -110,17 +110,23 @@ def rank(
         ),
     ] = None,
 ) -> None:
-    """Rank the library's pictures for a photo, the best first, without the photo's own copies."""
-    from pikfix.references.library import Library
+    """Rank the library's pictures for a photo, the best first, without the photo's own copies.
+
+    Those that the photo would be colorized after are marked: of the best ones, they are those whose
+    colours agree with the others'.
+    """
+    from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
     from pikfix.references.pictures import read_picture
 
     picture = read_picture(photo)
     opened = Library(library)
-    matches = opened.rank(picture, top)
+    ranked = opened.rank(picture, max(top, CANDIDATES))
+    taken = [match.name for match in suitable(ranked, opened.threshold)[:DEFAULT_COUNT]]
+    matches = ranked[:top]
     if sheet is not None:
         from pikfix.references.sheet import write_sheet
 
-        write_sheet(sheet, photo, matches, opened.threshold)
+        write_sheet(sheet, photo, matches, opened.threshold, taken)
     if as_json:
         rows = [
             {
@@ -131,6 +137,7 @@ def rank(
                 "texture": match.texture,
                 "structure": match.structure,
                 "suits": match.score >= opened.threshold,
+                "taken": match.name in taken,
             }
             for number, match in enumerate(matches, 1)
         ]
@@ -139,12 +146,14 @@ def rank(
             "library": str(library),
             "threshold": opened.threshold,
             "references": rows,
+            "taken": taken,
         }
         print(json.dumps(found))
         return
     for number, match in enumerate(matches, 1):
-        print(f"{number:3d}  {match.score:.4f}  {match.path}")
-    if matches and matches[0].score < opened.threshold:
+        mark = "*" if match.name in taken else " "
+        print(f"{number:3d} {mark} {match.score:.4f}  {match.path}")
+    if matches and not taken:
         print(
             f"pikfix: none suits: the server would leave this photo grey (score "
             f"{opened.threshold:.4f} is needed)",
@@ -179,7 +188,7 @@ def choose_here(library: Path, *, force: bool = False) -> References:
         LibraryError: the library cannot be used.
     """
     from pikfix.photos import PhotoError, decode_photo
-    from pikfix.references.library import DEFAULT_COUNT, Library, suitable
+    from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
     from pikfix.references.pictures import reduce_picture
 
     opened = Library(library)
@@ -189,8 +198,8 @@ def choose_here(library: Path, *, force: bool = False) -> References:
             picture = reduce_picture(decode_photo(photo).pixels)
         except PhotoError:
             return ()
-        matches = opened.rank(picture, DEFAULT_COUNT)
-        chosen = suitable(matches, -math.inf if force else opened.threshold)
-        return [one.path.read_bytes() for one in chosen]
+        ranked = opened.rank(picture, CANDIDATES)
+        chosen = suitable(ranked, -math.inf if force else opened.threshold)
+        return [one.path.read_bytes() for one in chosen[:DEFAULT_COUNT]]
 
     return choose

@@ -6,6 +6,7 @@ Anything with the call signature of `ReferenceChooser` serves in the protocols.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
 from pikfix.photos.tint import MIN_CHROMA
 from pikfix.references import LibraryError
-from pikfix.references.library import Library
+from pikfix.references.library import CANDIDATES, Library, suitable
 from pikfix.references.pictures import read_picture, reduce_luminance
 
 
@@ -36,17 +37,17 @@ class ReferenceChooser(Protocol):
 
 
 class LibraryChooser:
-    """Ranks a library by texture and structure, as server and command line do.
+    """Chooses from a library as server and command line do.
 
-    Pik-Fix (Xu et al., WACV 2023), sec. 3.5; see `pikfix.references`.
+    By texture and structure (Pik-Fix, Xu et al., WACV 2023, sec. 3.5), and of the best ones those
+    whose colours agree; see `pikfix.references`.
 
     Args:
         library: an opened library.
-        count: references to rank per photo.
     """
 
-    def __init__(self, library: Library, count: int = 64) -> None:
-        self._library, self._count = library, count
+    def __init__(self, library: Library) -> None:
+        self._library = library
 
     def __call__(self, luminance: Tensor, exclude: Path) -> list[Path]:
         """Rank the library for a photo [1, 1, H, W], without the photo itself and its copies."""
@@ -54,10 +55,10 @@ class LibraryChooser:
         try:
             # The luminance may be a damaged crop; what must not be found is the whole photo.
             original = read_picture(exclude) if exclude.is_file() else None
-            matches = self._library.rank(picture, self._count, original=original)
+            ranked = self._library.rank(picture, CANDIDATES, original=original)
         except LibraryError as error:
             raise EvaluationError(str(error)) from error
-        return [match.path for match in matches]
+        return [match.path for match in suitable(ranked, -math.inf)]
 
 
 class LuminanceChooser:

@@ -37,10 +37,11 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.networks import to_working
+from pikfix.references.library import DEFAULT_COUNT
 
 ProtocolName = Literal["colorize", "sibling", "restore", "full"]
 PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
-DEFAULT_REFERENCES = 5
+DEFAULT_REFERENCES = DEFAULT_COUNT
 """References given at once in `colorize` and `full`; `colorize` also reports one alone."""
 
 Figures = dict[str, float]

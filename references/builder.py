@@ -283,7 +283,8 @@ class _Build:
         layout, means, maps = pool_features(self.network(batch))
         halfs = maps.clamp(-65504, 65504).half().numpy()
         prints = np.stack([fingerprint.fingerprint(picture.luminance) for picture in pictures])
-        return layout, Features(means.numpy(), halfs, prints)
+        palettes = np.stack([picture.palette for picture in pictures])
+        return layout, Features(means.numpy(), halfs, prints, palettes)
 
     def _publish(self, entries: list[Entry], left_out: dict[Key, LeftOut]) -> Manifest:
         if self._is_published(entries, left_out) and self.before is not None:

@@ -15,12 +15,10 @@ from PIL import Image
 
 from pikfix.photos import PhotoError
 from pikfix.references.errors import LibraryError
-from pikfix.references.library import DEFAULT_COUNT, Library, Match, suitable
+from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, Match, suitable
 from pikfix.references.pictures import read_pixels, reduce_picture
 
 DEFAULT_CACHE = 64
-_SPARE = 8
-"""Candidates ranked beyond those wanted, in case that pictures are damaged or gone."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +113,10 @@ class LibraryChooser:
             force: take the best even where none reaches the library's threshold.
 
         Returns:
-            The references, the best first, and None; or none and the reason.
+            The references, the most suitable first, and None; or none and the reason.
         """
         try:
-            ranked = self.library.rank(reduce_picture(pixels), self._count + _SPARE)
+            ranked = self.library.rank(reduce_picture(pixels), CANDIDATES)
         except LibraryError as error:
             return [], str(error)
         if not ranked:

@@ -1,7 +1,8 @@
 """A library of references: opened once, it ranks its pictures for any photo.
 
 Two stages: the index of global statistics gives a shortlist, whose features alone are read and
-scored by texture and structure (Pik-Fix, Xu et al., WACV 2023, sec. 3.5).
+scored by texture and structure (Pik-Fix, Xu et al., WACV 2023, sec. 3.5). Of the best ones, those
+are taken whose colours agree (`pikfix.references.agreement`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pikfix.references import fingerprint
+from pikfix.references.agreement import by_agreement
 from pikfix.references.backbone import Backbone, load_backbone
 from pikfix.references.errors import LibraryError
 from pikfix.references.manifest import Entry, Manifest, read_manifest
@@ -26,6 +28,8 @@ from pikfix.references.shortlist import Shortlist
 
 SHORTLIST = 200
 """Candidates that texture and structure are computed for."""
+CANDIDATES = 16
+"""Best ones by score whose agreement decides which are taken."""
 DEFAULT_COUNT = 3
 """References that a photo gets at once where nothing else is asked for."""
 BESIDE_THE_BEST = 0.8
@@ -43,6 +47,7 @@ class Match:
         score: texture + structure, at most 1.
         texture: its weighted share, sum of alpha T.
         structure: its weighted share, sum of beta S.
+        palette: its mean colours, see `agreement.palette`.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Match:
     score: float
     texture: float
     structure: float
+    palette: tuple[float, ...]
 
 
 class _Scored(NamedTuple):
@@ -57,6 +63,7 @@ class _Scored(NamedTuple):
     texture: float
     structure: float
     fingerprint: fingerprint.Bytes
+    palette: tuple[float, ...]
 
 
 class Library:
@@ -124,7 +131,7 @@ class Library:
         copies: bool = False,
         original: Picture | None = None,
     ) -> list[Match]:
-        """Rank the library for a photo, the best first.
+        """Rank the library for a photo by score, the best first; `suitable` decides what to take.
 
         Args:
             picture: the photo, reduced; only its luminance counts.
@@ -151,7 +158,9 @@ class Library:
                 missing += 1
                 continue
             total = one.texture + one.structure
-            matches.append(Match(one.entry.name, path, total, one.texture, one.structure))
+            matches.append(
+                Match(one.entry.name, path, total, one.texture, one.structure, one.palette)
+            )
             if len(matches) == top:
                 break
         if missing and not matches:
@@ -170,7 +179,13 @@ class Library:
         texture, structure = score(self.layout, self.weights, photo, candidates)
         order = torch.argsort(texture + structure, descending=True, stable=True).tolist()
         return [
-            _Scored(entries[i], float(texture[i]), float(structure[i]), features.fingerprints[i])
+            _Scored(
+                entries[i],
+                float(texture[i]),
+                float(structure[i]),
+                features.fingerprints[i],
+                tuple(features.palettes[i].tolist()),
+            )
             for i in order
         ]
 
@@ -189,16 +204,17 @@ class Library:
 
 
 def suitable(ranked: Sequence[Match], threshold: float) -> list[Match]:
-    """Those of a ranking that a photo should be colorized after: none where the best does not suit.
+    """What a photo should be colorized after, the first first; none where the best does not suit.
 
     Args:
-        ranked: the best first.
+        ranked: by score, the best first, `CANDIDATES` of them; further ones are left out.
         threshold: score that the best needs (`Library.threshold`); -inf takes it in any case.
     """
     if not ranked or ranked[0].score < threshold:
         return []
     least = max(threshold, BESIDE_THE_BEST * ranked[0].score)
-    return [match for match in ranked if match is ranked[0] or match.score >= least]
+    kept = [match for match in ranked[:CANDIDATES] if match is ranked[0] or match.score >= least]
+    return [kept[i] for i in by_agreement(np.array([match.palette for match in kept]))]
 
 
 def describe(backbone: Backbone, picture: Picture) -> tuple[Tensor, Tensor]:

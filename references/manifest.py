@@ -14,7 +14,7 @@ from pikfix.references.errors import LibraryError
 
 FILE = "library.json"
 FORMAT = "pikfix-references"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,18 @@ def read_manifest(library: Path) -> Manifest:
         raise LibraryError(f"{path} is not the manifest of a library: give another folder")
     if version != VERSION:
         raise LibraryError(
-            f"{library} has the library format {version}, this pikfix reads {VERSION}: update "
-            "pikfix, or build the library anew in an empty folder"
+            f"{library} has the library format {version}, this pikfix reads {VERSION}: "
+            f"{'update pikfix, or ' if _newer(version) else ''}build the library anew in an empty "
+            "folder"
         )
     try:
         return _parse(fields)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
+
+
+def _newer(version: object) -> bool:
+    return isinstance(version, int) and version > VERSION
 
 
 def _damaged(path: Path, error: Exception) -> LibraryError:

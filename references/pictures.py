@@ -1,4 +1,4 @@
-"""Pictures as the library compares them: 256 x 256 luminance, and whether they have colour."""
+"""Pictures as the library compares them: 256 x 256 luminance, and what colours they have."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, tint_of
+from pikfix.references import agreement
 from pikfix.references.errors import LibraryError
 
 SIDE = 256
@@ -28,10 +29,14 @@ class Picture:
     Attributes:
         luminance: [256, 256] float32, L/50 - 1.
         tint: how colourful it is.
+        palette: [8] float32, its mean colours (see `agreement`); zeros of a grey one.
     """
 
     luminance: npt.NDArray[np.float32]
     tint: Tint = field(default_factory=Tint)
+    palette: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(agreement.VALUES, np.float32)
+    )
 
     @property
     def why_unfit(self) -> str | None:
@@ -52,7 +57,7 @@ def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
     # difference is below one grey level.
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     lab = lab_planes(np.asarray(small))
-    return Picture(lab[0], tint_of(lab))
+    return Picture(lab[0], tint_of(lab), agreement.palette(lab))
 
 
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pikfix.references import fingerprint, manifest
+from pikfix.references import agreement, fingerprint, manifest
 from pikfix.references.errors import LibraryError
 from pikfix.references.manifest import Entry, LeftOut
 from pikfix.references.scoring import Layout
@@ -37,16 +37,18 @@ class Features:
         means: [N, sum C_i] float32.
         maps: [N, sum C_i g_i^2] float16.
         fingerprints: [N, 32] uint8.
+        palettes: [N, 8] float32.
     """
 
     means: Floats
     maps: Halfs
     fingerprints: npt.NDArray[np.uint8]
+    palettes: Floats
 
     def check(self, row: int) -> int:
         """CRC-32 of a row."""
         value = 0
-        for array in (self.means, self.maps, self.fingerprints):
+        for array in (self.means, self.maps, self.fingerprints, self.palettes):
             value = zlib.crc32(np.ascontiguousarray(array[row]).data, value)
         return value
 
@@ -56,6 +58,7 @@ def _columns(layout: Layout) -> dict[str, tuple[type[Any], int]]:
         "means": (np.float32, layout.channels),
         "maps": (np.float16, layout.values),
         "fingerprints": (np.uint8, fingerprint.BYTES),
+        "palettes": (np.float32, agreement.VALUES),
     }
 
 
@@ -180,6 +183,7 @@ def gather(segments: Sequence[Features], entries: Sequence[Entry]) -> Features:
         np.empty((len(entries), first.means.shape[1]), np.float32),
         np.empty((len(entries), first.maps.shape[1]), np.float16),
         np.empty((len(entries), fingerprint.BYTES), np.uint8),
+        np.empty((len(entries), agreement.VALUES), np.float32),
     )
     for number in {entry.segment for entry in entries}:
         places = [i for i, entry in enumerate(entries) if entry.segment == number]
@@ -190,4 +194,5 @@ def gather(segments: Sequence[Features], entries: Sequence[Entry]) -> Features:
         out.means[places] = source.means[rows]
         out.maps[places] = source.maps[rows]
         out.fingerprints[places] = source.fingerprints[rows]
+        out.palettes[places] = source.palettes[rows]
     return out

@@ -20,8 +20,21 @@ _FONT = 13
 _MAX_TEXT = 34
 
 
-def write_sheet(file: Path, photo: Path, matches: Sequence[Match], threshold: float) -> None:
-    """Draw the photo and its references, the best first, those below the threshold with a mark.
+def write_sheet(
+    file: Path,
+    photo: Path,
+    matches: Sequence[Match],
+    threshold: float,
+    taken: Sequence[str] = (),
+) -> None:
+    """Draw the photo and its references, the best first, with what is unsuitable or taken marked.
+
+    Args:
+        file: a PNG.
+        photo: shown first, in grey.
+        matches: by score.
+        threshold: scores below it are marked as unsuitable.
+        taken: names of those that the photo would be colorized after.
 
     Raises:
         LibraryError: the photo cannot be read.
@@ -32,7 +45,8 @@ def write_sheet(file: Path, photo: Path, matches: Sequence[Match], threshold: fl
     except (PhotoError, OSError) as error:
         raise LibraryError(f"{photo}: {error}") from error
     for number, match in enumerate(matches, 1):
-        mark = "" if match.score >= threshold else "  (unsuitable)"
+        mark = "  (taken)" if match.name in taken else ""
+        mark = mark if match.score >= threshold else "  (unsuitable)"
         try:
             picture = _thumbnail(match.path)
         except (PhotoError, OSError):

@@ -8,6 +8,8 @@ from PIL import Image
 
 from pikfix.cli.main import main
 from pikfix.cli.references import choose_here
+from pikfix.references.library import CANDIDATES, Library, suitable
+from pikfix.references.pictures import read_picture
 
 
 @pytest.fixture
@@ -45,9 +47,20 @@ def test_build_and_rank(run, pictures, tmp_path, checkpoint, samples):
     assert colour[: 256 + 8].max() == 0  # the photo, in grey
     assert colour[256 + 16 :].max() > 50
 
+    assert len(found["taken"]) == 3
+    assert found["taken"] == [
+        match.name
+        for match in suitable(
+            Library(library).rank(read_picture(photo), CANDIDATES), found["threshold"]
+        )[:3]
+    ]
+    marked = {row["name"] for row in found["references"] if row["taken"]}
+    assert marked == set(found["taken"]) & {row["name"] for row in found["references"]}
+
     code, out, err = run(*words)
     lines = out.splitlines()
-    assert [line.split()[1] for line in lines] == [f"{score:.4f}" for score in scores]
+    assert [line.split()[-2] for line in lines] == [f"{score:.4f}" for score in scores]
+    assert [" * " in line for line in lines] == [row["taken"] for row in found["references"]]
     assert lines[0].endswith(found["references"][0]["path"])
 
 
