@@ -4,7 +4,7 @@ Two families: exact conversions for any array (:func:`rgb_to_lab`, :func:`lab_to
 :func:`luminance`), in the precision of their input, and table-driven ones for whole photos
 (:func:`photo_luminance`, :func:`grey_from_luminance`, :func:`compose`), which work in chunks of
 rows so that a photo of any size costs one chunk of temporary memory and stays in the processor's
-cache.
+cache. (Threads gain nothing here: the calls are too short, and take turns for Python's lock.)
 
 Colours outside sRGB are brought in along a line of constant L and hue towards grey: plain
 clipping of R, G and B would change the luminance, which the restoration has decided.
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 FloatArray = npt.NDArray[Any]
 ByteArray = npt.NDArray[np.uint8]
@@ -120,6 +119,7 @@ def _float_type(array: npt.NDArray[Any]) -> np.dtype[Any]:
 
 
 _LEVELS = np.arange(256) / 255.0
+_LINEAR_TABLE = srgb_to_linear(_LEVELS).astype(np.float32)
 _GREY_TABLE = (luminance(_LEVELS[:, None]) / 50.0 - 1.0).astype(np.float32)
 _Y_TABLES = (srgb_to_linear(_LEVELS)[None] * RGB_TO_XYZ[1][:, None]).astype(np.float32)
 _CURVE_TABLE = np.rint(255.0 * linear_to_srgb(np.arange(_CURVE_STEPS + 1) / _CURVE_STEPS)).astype(
@@ -170,10 +170,15 @@ def lab_planes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Scaled Lab [3, H, W] float32 (L/50 - 1, a/110, b/110) of [H, W] or [H, W, 3] sRGB pixels."""
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    lab = rgb_to_lab(pixels)
-    lab[..., 0] = lab[..., 0] / 50.0 - 1.0
-    lab[..., 1:] /= 110.0
-    return np.ascontiguousarray(lab.transpose(2, 0, 1), dtype=np.float32)
+    linear = _LINEAR_TABLE[pixels] if pixels.dtype == np.uint8 else srgb_to_linear(pixels)
+    to_xyz = (RGB_TO_XYZ / WHITE[:, None]).astype(np.float32)
+    f = _f(to_xyz @ linear.reshape(-1, 3).T.astype(np.float32))
+    out = np.empty((3, *pixels.shape[:2]), np.float32)
+    planes = out.reshape(3, -1)
+    planes[0] = f[1] * 2.32 - 1.32
+    planes[1] = (f[0] - f[1]) * (500.0 / 110.0)
+    planes[2] = (f[1] - f[2]) * (200.0 / 110.0)
+    return out
 
 
 def grey_from_luminance(
@@ -204,24 +209,53 @@ class ChromaPlanes:
         padded: (H, W) of the padded photo.
         size: (height, width) of the photo, which lies in the top left corner of the padded one.
 
-    Bilinear, sample centres aligned (``align_corners=False``). Rows are interpolated only when
-    they are asked for: at 3000 x 2000 the full planes would take 48 MB.
+    Bilinear, sample centres aligned (``align_corners=False``). Columns are interpolated at once,
+    rows only when they are asked for: at 3000 x 2000 the full planes would take 48 MB, those of
+    512 rows take 12.
     """
 
     def __init__(
         self, ab: npt.NDArray[np.float32], padded: tuple[int, int], size: tuple[int, int]
     ) -> None:
-        self._planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in ab]
-        self._scale = (ab.shape[1] / padded[0], ab.shape[2] / padded[1])
-        self._width = size[1]
+        self._scale = ab.shape[1] / padded[0]
+        if ab.shape[2] == padded[1]:
+            self._planes = ab[:, :, : size[1]]
+        else:
+            low, high, share = _between(slice(0, size[1]), ab.shape[2] / padded[1], ab.shape[2])
+            self._planes = _mixed(ab.take(low, axis=2), ab.take(high, axis=2), share)
 
     def rows(self, rows: slice) -> npt.NDArray[np.float32]:
         """Return ab of these rows: [2, rows, width] float32."""
-        scale_y, scale_x = self._scale
-        box = (0.0, rows.start * scale_y, self._width * scale_x, rows.stop * scale_y)
-        size = (self._width, rows.stop - rows.start)
-        bilinear = Image.Resampling.BILINEAR
-        return np.stack([np.asarray(p.resize(size, bilinear, box=box)) for p in self._planes])
+        if self._scale == 1:
+            return self._planes[:, rows]
+        low, high, share = _between(rows, self._scale, self._planes.shape[1])
+        return _mixed(self._planes[:, low], self._planes[:, high], share[:, None])
+
+
+def _between(
+    places: slice, scale: float, length: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """The samples before and after each place of a stretched axis, and the share of the latter.
+
+    Args:
+        places: of the stretched axis, start and stop.
+        scale: samples per place.
+        length: samples.
+    """
+    centre = (np.arange(places.start, places.stop) + 0.5) * scale - 0.5
+    centre = np.clip(centre, 0, length - 1)
+    low = centre.astype(np.intp)
+    return low, np.minimum(low + 1, length - 1), (centre - low).astype(np.float32)
+
+
+def _mixed(
+    low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], share: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Linear interpolation, in place of both."""
+    high -= low
+    high *= share
+    low += high
+    return low
 
 
 def compose(
@@ -296,37 +330,45 @@ def _write(
 
 def _fits(linear: FloatArray) -> npt.NDArray[np.bool_]:
     """Which of the colours [3, n] lie within sRGB: [n]."""
-    fits: npt.NDArray[np.bool_] = linear.min(axis=0) >= -_BELOW
-    fits &= linear.max(axis=0) <= 1.0 + _ABOVE
+    # Three rows by hand: a reduction over a short axis is slower.
+    red, green, blue = linear
+    low = np.minimum(np.minimum(red, green), blue)
+    high = np.maximum(np.maximum(red, green), blue)
+    fits: npt.NDArray[np.bool_] = low >= -_BELOW
+    fits &= high <= 1.0 + _ABOVE
     return fits
 
 
 def _fitted(opponents: npt.NDArray[np.floating[Any]]) -> FloatArray:
     """Linear sRGB [3, n] with the most chroma that fits at the same L and hue."""
     fy, da, db = opponents
+    y = _cube(fy)
     share = np.zeros_like(fy)
     step = fy.dtype.type(0.5)
     for _ in range(_HALVINGS):
         trial = share + step
-        share += step * _fits(_linear_planes(fy, da * trial, db * trial))
+        share += step * _fits(_linear_planes(fy, da * trial, db * trial, y))
         step = fy.dtype.type(step / 2)
-    return _linear_planes(fy, da * share, db * share)
+    return _linear_planes(fy, da * share, db * share, y)
 
 
-def _linear_planes(fy: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
-    """Linear sRGB [3, n] of fy, fx - fy and fy - fz, each [n]."""
+def _linear_planes(
+    fy: FloatArray, da: FloatArray, db: FloatArray, y: FloatArray | None = None
+) -> FloatArray:
+    """Linear sRGB [3, n] of fy, fx - fy and fy - fz, each [n]; y [n] where it is known already."""
     xyz = np.empty((3, *fy.shape), fy.dtype)
-    xyz[0], xyz[1] = _cube(fy + da), _cube(fy)
-    xyz[2] = _cube(np.maximum(fy - db, 0.0))
+    xyz[0], xyz[1] = _cube(fy + da), _cube(fy) if y is None else y
+    xyz[2] = _cube(np.maximum(fy - db, fy.dtype.type(0)))
     linear: FloatArray = (XYZ_TO_RGB * WHITE).astype(fy.dtype) @ xyz
     return linear
 
 
 def _cube(f: FloatArray) -> FloatArray:
-    """CIE's inverse f, spending time on its linear part only where there is one."""
-    cubed = f * f
-    cubed *= f
-    dark = np.flatnonzero(f <= _F_EPSILON)
-    if dark.size:
-        cubed[dark] = (f[dark] - _OFFSET) / _SLOPE
-    return cubed
+    """CIE's inverse f without a branch: the line below F_EPSILON goes on where the cube ends."""
+    bright = np.maximum(f, f.dtype.type(_F_EPSILON))
+    out = bright * bright
+    out *= bright
+    line = f - bright
+    line *= f.dtype.type(1.0 / _SLOPE)
+    out += line
+    return out
