@@ -168,11 +168,11 @@ def report(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"`random` is one photo of the library (mean of {RANDOM} draws), `oracle` the best of ranks "
-        "1 to 10 for each photo, as nobody can know it. `N by score` are the best N given together, "
-        f"`N taken` those of the best {CANDIDATES} whose colours agree most with the others', which "
-        "is what server and command line give. The error is the standard error of the mean "
-        "difference over the photos. Colourfulness of the true photos: "
+        f"`random` is one photo of the library (mean of {RANDOM} draws), `oracle` the best of "
+        "ranks 1 to 10 for each photo, as nobody can know it. `N by score` are the best N given "
+        f"together, `N taken` those of the best {CANDIDATES} whose colours agree most with the "
+        "others', which is what server and command line give. The error is the standard error of "
+        "the mean difference over the photos. Colourfulness of the true photos: "
         f"{mean['colourfulness truth']:.1f}.",
         "",
     ]

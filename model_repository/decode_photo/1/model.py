@@ -44,6 +44,7 @@ from pikfix.photos import (
     pad_reflect,
     photo_luminance,
 )
+from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import (
     DEFAULT_MAX_REFERENCES,
@@ -80,6 +81,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the configuration; a wrong value keeps the model from loading."""
+        self._memory = KeptMemory()
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.max_pixels = config_value(parameters, "max_pixels", DEFAULT_MAX_PIXELS)
         # Without a limit of its own: no side is longer than all pixels in a row.
@@ -99,7 +101,9 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
-        return [respond(pb_utils, STEP, self._decode, request) for request in requests]
+        responses = [respond(pb_utils, STEP, self._decode, request) for request in requests]
+        self._memory.give_back()
+        return responses
 
     def _decode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         check_deadline(request.parameters())

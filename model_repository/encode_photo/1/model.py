@@ -35,6 +35,7 @@ from pikfix.photos import (
     grey_from_luminance,
 )
 from pikfix.photos.encode import holds_deep
+from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import PhotoNotes, check_deadline
 
@@ -47,11 +48,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read which networks the repository holds."""
+        self._memory = KeptMemory()
         self.model_version = _model_version(Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
-        return [respond(pb_utils, STEP, self._encode, request) for request in requests]
+        responses = [respond(pb_utils, STEP, self._encode, request) for request in requests]
+        self._memory.give_back()
+        return responses
 
     def _encode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         check_deadline(request.parameters())
