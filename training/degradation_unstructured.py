@@ -26,6 +26,8 @@ from pikfix.training.degradation_fields import (
 )
 
 SEPIA = np.array([1.07, 0.74, 0.43], dtype=np.float32)
+PRINT_BLACK = 0.08
+"""Value (L/100) of the darkest that a print gets: a density of about 2."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,23 @@ def low_resolution(image: Array, rng: np.random.Generator, scale: Scale) -> Arra
 
 
 def fading(image: Array, rng: np.random.Generator, scale: Scale) -> Array:
-    """Lifted blacks, dulled whites, a change of gamma, and light that is not even over the photo.
+    """Silver lost from the image, stained paper, and light that is not even over the photo.
 
-    Blacks rise by up to 0.25, whites fall by up to 0.15; gamma 0.75 to 1.35; unevenness up to 0.2
-    (a low-frequency field, or the photo's border, which light and air reach first).
+    Fading takes the same share off every density, so that a reflectance R becomes R^(1 - share)
+    (share up to 0.45) and, values being powers of reflectance, so does a value: blacks, which a
+    print starts with at `PRINT_BLACK`, rise to 0.25 at most and middle tones turn pale. Stained
+    paper then takes up to 0.15 off the whites. Both leave their traces in the picture's darkest and
+    brightest places; any other change of gamma would leave none, and nothing could mend it.
+    Unevenness up to 0.2 (a low-frequency field, or the photo's border, which light and air reach
+    first).
     """
     height, width = image.shape[:2]
     s = min(scale.strength, 1.5)
-    black = rng.uniform(0.0, 0.25 * s)
+    share = rng.uniform(0.0, 0.45 * s)
     white = 1.0 - rng.uniform(0.0, 0.15 * s)
-    gamma = np.exp(rng.uniform(-0.3, 0.3) * s)
-    out = np.power(np.clip(image, 0.0, 1.0), np.float32(gamma))
-    out *= np.float32(white - black)
-    out += np.float32(black)
+    out = np.clip(image, 0.0, 1.0) * np.float32(1.0 - PRINT_BLACK) + np.float32(PRINT_BLACK)
+    out = np.power(out, np.float32(1.0 - share))
+    out *= np.float32(white)
     if rng.random() < 0.6:
         cell = 0.6 * max(height, width)
         if rng.random() < 0.5:
