@@ -138,7 +138,7 @@ def report(result: dict[str, Any]) -> str:
         f"Every variant from random weights, {result['minutes']:g} minutes on one thread, crops of "
         f"{result['crop']} pixels in batches of {result['batch']}, measured on "
         f"{result['queries']} photos of 256 x 256. {result['date']}, {result['machine']}, "
-        f"{result['at_once']} runs at once.",
+        f"{_runs(result['at_once'])}.",
         "",
         "| table | variant | protocol | steps | PSNR | SSIM | before: PSNR | SSIM |",
         "|---|---|---|---|---|---|---|---|",
@@ -152,6 +152,10 @@ def report(result: dict[str, Any]) -> str:
         )
     lines += ["", "Before is the damaged input (restore) or the grey photo (sibling).", ""]
     return "\n".join(lines)
+
+
+def _runs(at_once: int) -> str:
+    return "one run after the other" if at_once == 1 else f"{at_once} runs at once"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pikfix.training.degradation_fields import (
     smooth_noise,
 )
 from pikfix.training.degradation_unstructured import (
+    PRINT_BLACK,
     Scale,
     fading,
     gaussian_blur,
@@ -215,6 +216,26 @@ def test_jpeg_is_pillows(grey):
 def test_fading_lowers_contrast(grey):
     spread = np.mean([fading(grey, np.random.default_rng(s), ONE).std() for s in range(40)])
     assert spread < 0.9 * grey.std()
+
+
+def test_fading_takes_one_share_off_every_density():
+    """The power law of the docstring, found again in three greys without knowing its share."""
+    levels = np.array([0.0, 0.25, 0.6, 1.0], dtype=np.float32)
+    picture = np.repeat(levels, 64)[None].repeat(64, axis=0)
+    even = 0
+    for seed in range(40):
+        out = fading(picture, np.random.default_rng(seed), ONE)
+        if np.ptp(out[:, :64]) > 1e-6:
+            continue  # uneven light
+        even += 1
+        black, dark, light, white = out[0, 32::64].astype(float)
+        share = np.log(black / white) / np.log(PRINT_BLACK)
+        assert 0.55 <= share <= 1.0
+        assert 0.85 <= white <= 1.0
+        for value, level in ((dark, 0.25), (light, 0.6)):
+            printed = PRINT_BLACK + (1 - PRINT_BLACK) * level
+            assert value == pytest.approx(white * printed**share, rel=1e-4)
+    assert even > 8
 
 
 def test_toning_gives_sepia_grey_and_faded_colours(colour, grey):
