@@ -405,16 +405,17 @@ def _fitted(opponents: npt.NDArray[np.floating[Any]]) -> FloatArray:
         )
         np.minimum(share, 1.0, out=share)
     share *= fy.dtype.type(1.0 - _NEAR)
-    found = _fits(at(share))
+    linear = at(share)
+    found = _fits(linear)
     found &= ~_fits(at(share * fy.dtype.type(1.0 + 4 * _NEAR)))
     lost = np.flatnonzero(~found)
     if lost.size:
-        share[lost] = _halved(fy[lost], da[lost], db[lost])
-    return at(share)
+        linear[:, lost] = _halved(fy[lost], da[lost], db[lost])
+    return linear
 
 
 def _halved(fy: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
-    """The share of the chroma that fits [n], at most 1/1000 too small."""
+    """As `_fitted`, the share of the chroma being at most 1/1000 too small."""
     y = _cube(fy)
     share = np.zeros_like(fy)
     step = fy.dtype.type(0.5)
@@ -422,7 +423,7 @@ def _halved(fy: FloatArray, da: FloatArray, db: FloatArray) -> FloatArray:
         trial = share + step
         share += step * _fits(_linear_planes(fy, da * trial, db * trial, y))
         step = fy.dtype.type(step / 2)
-    return share
+    return _linear_planes(fy, da * share, db * share, y)
 
 
 def _linear_planes(
