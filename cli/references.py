@@ -19,6 +19,9 @@ app = typer.Typer(help="Build and search a library of colour references.", no_ar
 
 LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
 """Where the server's first step looks for the folder of its library."""
+COUNT_VARIABLE = "PIKFIX_LIBRARY_REFERENCES"
+"""Where it looks for the number of references that it gives a photo."""
+MAX_COUNT = 8
 DEFAULT_BACKBONE = Path("checkpoints/compact.safetensors")
 
 
@@ -161,24 +164,31 @@ def rank(
         )
 
 
-def serve_from(library: Path) -> None:
+def serve_from(library: Path, count: int | None = None) -> None:
     """Let the server that this process starts choose references from a library.
 
+    Args:
+        library: its folder.
+        count: references for a photo; the server's default where None.
+
     Raises:
-        LibraryError: it cannot be used.
+        LibraryError: the library cannot be used.
     """
     from pikfix.references.manifest import read_manifest
 
     read_manifest(library)
     os.environ[LIBRARY_VARIABLE] = str(library.resolve())
+    if count is not None:
+        os.environ[COUNT_VARIABLE] = str(count)
 
 
-def choose_here(library: Path, *, force: bool = False) -> References:
+def choose_here(library: Path, *, force: bool = False, count: int | None = None) -> References:
     """Choose from a library of this machine what to send to a server elsewhere.
 
     Args:
         library: its folder.
         force: send the best even where none suits.
+        count: references for a photo; the server's default where None.
 
     Returns:
         Encoded photo -> encoded references; none where none suits, or where the photo cannot be
@@ -200,6 +210,6 @@ def choose_here(library: Path, *, force: bool = False) -> References:
             return ()
         ranked = opened.rank(picture, CANDIDATES)
         chosen = suitable(ranked, -math.inf if force else opened.threshold)
-        return [one.path.read_bytes() for one in chosen[:DEFAULT_COUNT]]
+        return [one.path.read_bytes() for one in chosen[: count or DEFAULT_COUNT]]
 
     return choose

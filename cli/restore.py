@@ -16,7 +16,7 @@ from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
 from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
-from pikfix.cli.references import choose_here, serve_from
+from pikfix.cli.references import MAX_COUNT, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient
 
@@ -62,6 +62,15 @@ def command(
         typer.Option(
             help="Choose each photo's references from this library, as `pikfix references build` "
             "makes it.",
+            show_default=False,
+        ),
+    ] = None,
+    library_references: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_COUNT,
+            help="References of the library that colour one photo together; one.",
             show_default=False,
         ),
     ] = None,
@@ -134,7 +143,9 @@ def command(
     if not plan.jobs and not plan.unreadable:
         raise CommandError(f"there are no pictures in {', '.join(map(str, photos))}")
     settings = Settings(
-        references=_references(reference or [], library, url, force=force_color),
+        references=_references(
+            reference or [], library, url, force=force_color, count=library_references
+        ),
         color=color,
         force_color=force_color,
         quality=quality,
@@ -202,13 +213,18 @@ def _work(
 
 
 def _references(
-    files: Sequence[Path], library: Path | None, url: str | None, *, force: bool
+    files: Sequence[Path],
+    library: Path | None,
+    url: str | None,
+    *,
+    force: bool,
+    count: int | None,
 ) -> References:
     if library is not None:
         if url is not None:
-            return choose_here(library, force=force)
+            return choose_here(library, force=force, count=count)
         # The private server chooses, while the networks work on other photos.
-        serve_from(library)
+        serve_from(library, count)
     sent = [path.read_bytes() for path in files]
     for path, data in zip(files, sent, strict=True):
         if not data:

@@ -11,7 +11,7 @@ import typer
 
 from pikfix.cli.private_server import terminate_as_interrupt
 from pikfix.cli.problems import FAILURE
-from pikfix.cli.references import serve_from
+from pikfix.cli.references import MAX_COUNT, serve_from
 
 
 def command(
@@ -24,6 +24,15 @@ def command(
         typer.Option(
             help="Library of colour references for photos that come without one, as "
             "`pikfix references build` makes it.",
+            show_default=False,
+        ),
+    ] = None,
+    library_references: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_COUNT,
+            help="References of the library that colour one photo together; one.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +67,7 @@ def command(
     from pikfix.serving.server import run_until_signal, start_server
 
     if library is not None:
-        serve_from(library)
+        serve_from(library, library_references)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pikfix: %(message)s")
     with terminate_as_interrupt():
         print(f"starting a server on {model_repository}", file=sys.stderr, flush=True)

@@ -245,27 +245,24 @@ class ChromaPlanes:
         padded: (H, W) of the padded photo.
         size: (height, width) of the photo, which lies in the top left corner of the padded one.
 
-    Bilinear, sample centres aligned (``align_corners=False``). Columns are interpolated at once,
-    rows only when they are asked for: at 3000 x 2000 the full planes would take 48 MB, those of
-    512 rows take 12.
+    Bilinear, sample centres aligned (``align_corners=False``). Interpolated only where it is asked
+    for: at 3000 x 2000 the full planes would take 48 MB.
     """
 
     def __init__(
         self, ab: npt.NDArray[np.float32], padded: tuple[int, int], size: tuple[int, int]
     ) -> None:
+        self._ab = ab
         self._scale = ab.shape[1] / padded[0]
-        if ab.shape[2] == padded[1]:
-            self._planes = ab[:, :, : size[1]]
-        else:
-            low, high, share = _between(slice(0, size[1]), ab.shape[2] / padded[1], ab.shape[2])
-            self._planes = _mixed(ab.take(low, axis=2), ab.take(high, axis=2), share)
+        self._columns = _between(slice(0, size[1]), ab.shape[2] / padded[1], ab.shape[2])
 
     def rows(self, rows: slice) -> npt.NDArray[np.float32]:
         """Return ab of these rows: [2, rows, width] float32."""
-        if self._scale == 1:
-            return self._planes[:, rows]
-        low, high, share = _between(rows, self._scale, self._planes.shape[1])
-        return _mixed(self._planes[:, low], self._planes[:, high], share[:, None])
+        # Rows first, while they are short.
+        low, high, share = _between(rows, self._scale, self._ab.shape[1])
+        short = _mixed(self._ab[:, low], self._ab[:, high], share[:, None])
+        low, high, share = self._columns
+        return _mixed(short.take(low, axis=2), short.take(high, axis=2), share)
 
 
 def _between(

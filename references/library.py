@@ -30,8 +30,9 @@ SHORTLIST = 200
 """Candidates that texture and structure are computed for."""
 CANDIDATES = 16
 """Best ones by score whose agreement decides which are taken."""
-DEFAULT_COUNT = 3
-"""References that a photo gets at once where nothing else is asked for."""
+DEFAULT_COUNT = 1
+"""References that a photo gets where nothing else is asked for; more of those whose colours agree
+are no better (benchmarks/results/reference-choice.md), and cost as much time each."""
 BESIDE_THE_BEST = 0.8
 """Part of the best score that a further reference needs. Every position of every reference takes
 part in the match; one that shows something else only dilutes the colours of the one that suits."""

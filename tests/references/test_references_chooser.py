@@ -34,7 +34,7 @@ def test_chooses_what_suits_best(built, samples):
 
 def test_below_the_threshold_nothing_is_chosen_unless_forced(library, samples):
     set_threshold(library, 0.99)
-    choose = LibraryChooser(library)
+    choose = LibraryChooser(library, count=3)
     chosen, why_none = choose(samples["coffee_1.png"])
     assert chosen == []
     assert "none that suits" in why_none

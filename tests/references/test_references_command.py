@@ -8,7 +8,7 @@ from PIL import Image
 
 from pikfix.cli.main import main
 from pikfix.cli.references import choose_here
-from pikfix.references.library import CANDIDATES, Library, suitable
+from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
 from pikfix.references.pictures import read_picture
 
 
@@ -47,12 +47,12 @@ def test_build_and_rank(run, pictures, tmp_path, checkpoint, samples):
     assert colour[: 256 + 8].max() == 0  # the photo, in grey
     assert colour[256 + 16 :].max() > 50
 
-    assert len(found["taken"]) == 3
+    assert len(found["taken"]) == DEFAULT_COUNT
     assert found["taken"] == [
         match.name
         for match in suitable(
             Library(library).rank(read_picture(photo), CANDIDATES), found["threshold"]
-        )[:3]
+        )[:DEFAULT_COUNT]
     ]
     marked = {row["name"] for row in found["references"] if row["taken"]}
     assert marked == set(found["taken"]) & {row["name"] for row in found["references"]}
@@ -72,7 +72,8 @@ def test_an_unsuitable_best_is_told(run, library, built):
     assert "none suits" in err
     photo = (built[1] / "coffee_0.png").read_bytes()
     assert choose_here(library)(photo) == []
-    assert choose_here(library, force=True)(photo)
+    assert len(choose_here(library, force=True)(photo)) == DEFAULT_COUNT
+    assert len(choose_here(library, force=True, count=3)(photo)) == 3
 
 
 def test_failures_take_one_line(run, tmp_path, pictures, library):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tritonclient import grpc
 
-from pikfix.cli.references import LIBRARY_VARIABLE, serve_from
+from pikfix.cli.references import COUNT_VARIABLE, LIBRARY_VARIABLE, serve_from
 from pikfix.references.library import CANDIDATES, Library, suitable
 from pikfix.references.pictures import reduce_picture
 from pikfix.serving.server import start_server
@@ -66,7 +66,8 @@ def server(library, tmp_path, monkeypatch, threshold):
     config = (folder / "config.pbtxt").read_text()
     (folder / "config.pbtxt").write_text(config.replace('name: "decode_photo"', f'name: "{NAME}"'))
     monkeypatch.setenv(LIBRARY_VARIABLE, "")
-    serve_from(library)
+    monkeypatch.setenv(COUNT_VARIABLE, "")
+    serve_from(library, 3)
     with start_server(tmp_path / "models", supervise=False) as running:
         yield running
 

@@ -11,8 +11,8 @@ Outputs:
 Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
 bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references),
 max_references; and, for references that the server chooses: library (its folder; else that of the
-environment variable PIKFIX_LIBRARY), library_references (how many for a photo), reference_cache
-(pictures kept).
+environment variable PIKFIX_LIBRARY), library_references (how many for a photo; else as
+PIKFIX_LIBRARY_REFERENCES says), reference_cache (pictures kept).
 Metric: pikfix_reference_cache_total, lookups by result, hit or miss.
 
 A request that fails answers ``[decode_photo] code: message``; others of its batch go on.
@@ -65,6 +65,7 @@ from pikfix.photos.steps import (
 
 STEP = "decode_photo"
 LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
+COUNT_VARIABLE = "PIKFIX_LIBRARY_REFERENCES"
 
 Choose = Callable[[Photo, Options], tuple[list[Reference], str | None]]
 
@@ -179,7 +180,11 @@ class TritonPythonModel:
         )
         choose = LibraryChooser(
             folder,
-            count=config_value(parameters, "library_references", DEFAULT_COUNT),
+            count=config_value(
+                parameters,
+                "library_references",
+                int(os.environ.get(COUNT_VARIABLE) or DEFAULT_COUNT),
+            ),
             side=self.reference_side,
             cache=config_value(parameters, "reference_cache", DEFAULT_CACHE),
             on_lookup=lambda hit: hits["hit" if hit else "miss"].increment(1),
