@@ -194,7 +194,7 @@ def photo_luminance(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
                 out[rows] = luminance(chunk.astype(np.float64)) / 50.0 - 1.0
             np.clip(out[rows], -1.0, 1.0, out=out[rows])
 
-    _in_bands(*out.shape, convert)
+    _in_bands(out.shape[0], out.shape[1], convert)
     return out
 
 
@@ -233,7 +233,7 @@ def grey_from_luminance(
                 step = np.clip(scaled_l[rows] * 32767.5 + 32768.0, 0.0, 65535.0)
                 out[rows] = _GREY_CURVE_TABLE[step.astype(np.int32)]
 
-    _in_bands(*out.shape, convert)
+    _in_bands(out.shape[0], out.shape[1], convert)
     return out
 
 
@@ -437,7 +437,7 @@ def _linear_planes(
 def _cube(f: FloatArray) -> FloatArray:
     """CIE's inverse f without a branch: the line below F_EPSILON goes on where the cube ends."""
     bright = np.maximum(f, f.dtype.type(_F_EPSILON))
-    out = bright * bright
+    out: FloatArray = bright * bright
     out *= bright
     line = f - bright
     line *= f.dtype.type(1.0 / _SLOPE)

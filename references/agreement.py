@@ -10,6 +10,8 @@ scores: benchmarks/results/reference-choice.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,10 +40,11 @@ def palette(lab: npt.NDArray[np.float32]) -> Palette:
     weight = np.clip(1 - np.abs(place - np.arange(BANDS)[:, None]), 0, 1)
     share = _SHARE * place.size
     colours = (weight @ ab.T + share * mean) / (weight.sum(axis=1, keepdims=True) + share)
-    return colours.ravel().astype(np.float32)
+    found: Palette = colours.ravel().astype(np.float32)
+    return found
 
 
-def by_agreement(palettes: npt.NDArray[np.floating]) -> list[int]:
+def by_agreement(palettes: npt.NDArray[Any]) -> list[int]:
     """Indices of palettes [N, 8], the one that agrees most with the others first.
 
     Equal ones, and one or two alone, keep their order.
