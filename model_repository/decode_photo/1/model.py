@@ -208,7 +208,8 @@ class TritonPythonModel:
         height = max(plane.shape[0] for plane in luminances)
         width = max(plane.shape[1] for plane in luminances)
         shape = bucket_shape(height, width, self.bucket_sides)
-        return np.stack([pad_reflect(plane, shape)[None] for plane in luminances])
+        planes = [pad_reflect(plane, shape)[None] for plane in luminances]
+        return planes[0][None] if len(planes) == 1 else np.stack(planes)
 
 
 def _counters(name: str, description: str, results: tuple[str, ...]) -> dict[str, Any]:
