@@ -21,7 +21,16 @@ LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
 """Where the server's first step looks for the folder of its library."""
 COUNT_VARIABLE = "PIKFIX_LIBRARY_REFERENCES"
 """Where it looks for the number of references that it gives a photo."""
-MAX_COUNT = 8
+LibraryReferences = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=8,
+        help="References of the library that colour one photo together; one.",
+        show_default=False,
+    ),
+]
+"""The option of every command that colours after a library."""
 DEFAULT_BACKBONE = Path("checkpoints/compact.safetensors")
 
 

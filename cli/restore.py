@@ -16,7 +16,7 @@ from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
 from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
-from pikfix.cli.references import MAX_COUNT, choose_here, serve_from
+from pikfix.cli.references import LibraryReferences, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient
 
@@ -65,15 +65,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    library_references: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MAX_COUNT,
-            help="References of the library that colour one photo together; one.",
-            show_default=False,
-        ),
-    ] = None,
+    library_references: LibraryReferences = None,
     color: Annotated[
         bool,
         typer.Option(

@@ -11,7 +11,7 @@ import typer
 
 from pikfix.cli.private_server import terminate_as_interrupt
 from pikfix.cli.problems import FAILURE
-from pikfix.cli.references import MAX_COUNT, serve_from
+from pikfix.cli.references import LibraryReferences, serve_from
 
 
 def command(
@@ -27,15 +27,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    library_references: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MAX_COUNT,
-            help="References of the library that colour one photo together; one.",
-            show_default=False,
-        ),
-    ] = None,
+    library_references: LibraryReferences = None,
     grpc_port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port for gRPC; 0 takes a free one.")
     ] = 8001,
