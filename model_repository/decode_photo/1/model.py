@@ -178,13 +178,11 @@ class TritonPythonModel:
             "Lookups of decoded references in the cache of decode_photo, by result",
             ("hit", "miss"),
         )
+        given = os.environ.get(COUNT_VARIABLE)
+        asked = {"library_references": {"string_value": given}} if given else {}
         choose = LibraryChooser(
             folder,
-            count=config_value(
-                parameters,
-                "library_references",
-                int(os.environ.get(COUNT_VARIABLE) or DEFAULT_COUNT),
-            ),
+            count=config_value({**asked, **parameters}, "library_references", DEFAULT_COUNT),
             side=self.reference_side,
             cache=config_value(parameters, "reference_cache", DEFAULT_CACHE),
             on_lookup=lambda hit: hits["hit" if hit else "miss"].increment(1),
