@@ -294,7 +294,7 @@ def forward(
 
     Returns:
         warped [B, N, D] in the dtype of values (float32 if wide), confidence and log-sum-exp
-        [B, N] in float32.
+        [B, N] in float32. Each in memory of its own: an operator's outputs may not overlap.
     """
     query, key, values = (tensor.contiguous() for tensor in (query, key, values))
     batch, queries, channels = query.shape
@@ -309,7 +309,9 @@ def forward(
     per_split = triton.cdiv(triton.cdiv(keys, splits), tile.columns) * tile.columns
     splits = triton.cdiv(keys, per_split)
     out_dtype = torch.float32 if wide else values.dtype
-    statistics = query.new_empty(2, splits, batch, queries, dtype=torch.float32)
+    confidence, logsumexp = (
+        query.new_empty(splits, batch, queries, dtype=torch.float32) for _ in range(2)
+    )
     parts = query.new_empty(
         splits, batch, queries, width, dtype=out_dtype if splits == 1 else torch.float32
     )
@@ -326,8 +328,8 @@ def forward(
             p_values=values,
             p_mask=mask,
             p_warped=parts,
-            p_confidence=statistics[0],
-            p_logsumexp=statistics[1],
+            p_confidence=confidence,
+            p_logsumexp=logsumexp,
             B=batch,
             N=queries,
             M=keys,
@@ -347,17 +349,17 @@ def forward(
             num_stages=tile.num_stages,
         )
         if splits == 1:
-            return parts[0], statistics[0, 0], statistics[1, 0]
+            return parts[0], confidence[0], logsumexp[0]
         warped = query.new_empty(batch, queries, width, dtype=out_dtype)
-        final = query.new_empty(2, batch, queries, dtype=torch.float32)
+        highest, total = (query.new_empty(batch, queries, dtype=torch.float32) for _ in range(2))
         block_d = min(tiles.padded(width), 128)
         merge_kernel[(triton.cdiv(batch * queries, 32), triton.cdiv(width, block_d))](
             p_parts=parts,
-            p_part_confidence=statistics[0],
-            p_part_logsumexp=statistics[1],
+            p_part_confidence=confidence,
+            p_part_logsumexp=logsumexp,
             p_warped=warped,
-            p_confidence=final[0],
-            p_logsumexp=final[1],
+            p_confidence=highest,
+            p_logsumexp=total,
             R=batch * queries,
             S=splits,
             D=width,
@@ -365,4 +367,4 @@ def forward(
             BLOCK_D=block_d,
             num_warps=4,
         )
-    return warped, final[0], final[1]
+    return warped, highest, total

@@ -77,6 +77,17 @@ def check_forward(kit, inputs, dtype, key_mask=None, **launch):
     assert (logsumexp.cpu() - reference).abs().max() <= 0.05
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_outputs_of_the_operator_share_no_memory(kit, splits):
+    """PyTorch refuses an operator whose outputs overlap, when it is called, not before."""
+    inputs = on_device(kit.make_inputs("random", 1, 65, 130, 64, 24))
+    outputs = correlation_warp_triton.forward(
+        *inputs, 0.01, tile=small_tile("forward"), splits=splits
+    )
+    storages = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, *outputs)}
+    assert len(storages) == len(inputs) + len(outputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward(kit, kind, dtype):
