@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -251,6 +251,17 @@ def batch_loader(dataset: TrainingBatches, start: int, workers: int) -> DataLoad
         worker_init_fn=_be_a_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )
+
+
+def batches_from(
+    dataset: TrainingBatches, start: int, workers: int
+) -> Generator[Batch, None, None]:
+    """The batches of `batch_loader`; closing it ends the workers.
+
+    They leave signals to the training process, so that a process with one of their iterators
+    alive, in a traceback perhaps, would wait for them for ever when it ends.
+    """
+    yield from batch_loader(dataset, start, workers)
 
 
 def _be_a_worker(_: int) -> None:

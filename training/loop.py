@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 from pikfix.networks import save_checkpoint
 from pikfix.training import schedule
 from pikfix.training.config import TERMS, TrainConfig
-from pikfix.training.dataset import Batch, TrainingBatches, batch_loader
+from pikfix.training.dataset import Batch, TrainingBatches, batches_from
 from pikfix.training.errors import TrainingError
 from pikfix.training.logs import Logs, Meter, Reporter
 from pikfix.training.objective import Objective, TrainingModule
@@ -177,7 +179,10 @@ class Trainer:
         return Logs(self.folder, TERMS, self.step if resumed else None)
 
     def _train(self, workers: int, logs: Logs | None) -> str:
-        batches = iter(batch_loader(self.dataset, self.step, workers))
+        with contextlib.closing(batches_from(self.dataset, self.step, workers)) as batches:
+            return self._train_on(batches, logs)
+
+    def _train_on(self, batches: Iterator[Batch], logs: Logs | None) -> str:
         meter = Meter()
         clock = time.monotonic()
         window, window_started = 0, clock

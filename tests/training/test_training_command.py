@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,6 +86,27 @@ def test_temperature_annealing_can_be_switched_off(photo_folder, tmp_path):
     assert _train(photo_folder, tmp_path / "run", *words) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
     assert config["optimizer"]["temperature_start"] is None
+
+
+def test_an_error_ends_the_run_and_its_workers(photo_folder, tmp_path):
+    """They leave signals to the training process, which must not wait for them when it fails."""
+    words = ["train", "--photos", str(photo_folder), "-o", str(tmp_path / "run"), *SMALL]
+    program = f"""
+import sys
+from pikfix.cli.main import main
+from pikfix.training.update import Updater
+
+def fail(*_):
+    raise RuntimeError("as planned")
+
+Updater.__call__ = fail
+sys.exit(main({[*words, "--steps", "2", "--workers", "2"]!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode != 0
+    assert "as planned" in done.stderr
 
 
 @pytest.mark.gpu
