@@ -40,6 +40,10 @@ class Model:
 
 
 PHOTO_L = Tensor("photo_l", (1, -1, -1))
+WHOLE = Tensor("whole", ())
+"""An input of `restore`'s ONNX file beside the contract's, with the default 1: a server that
+restores in tiles gives 0, which leaves out what only a whole photo tells."""
+MENDED_L = Tensor("mended_l", (1, -1, -1))
 RESTORED_L = Tensor("restored_l", (1, -1, -1))
 WORKING_L = Tensor("working_l", (1, -1, -1))
 REFERENCE_LAB = Tensor("reference_lab", (-1, 3, -1, -1))

@@ -8,17 +8,25 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import nn
 
-from pikfix.export.contract import PHOTO_L, REFERENCE_LAB, RESTORED_L, WORKING_L, Model, Tensor
+from pikfix.export.contract import MENDED_L, PHOTO_L, REFERENCE_LAB, WHOLE, Model, Tensor
 from pikfix.export.profiles import scale_of
-from pikfix.export.subnets import WorkingStep
+from pikfix.export.subnets import RestoreStep, TileStep, WholeStep
 from pikfix.kernels.onnx_translation import OPSETS, translation_table
 from pikfix.networks import SIDE_MULTIPLE
+
+MODEL_FILE = "model.onnx"
+WHOLE_FILE = "whole.onnx"
 
 # The example's sizes only say which dimensions are free; all differ, so that none is taken for
 # another, and none is 1, which tracing would take for a constant.
@@ -81,10 +89,36 @@ def free_dimensions(model: Model) -> tuple[dict[int, Any], ...]:
     return tuple(_free_dimensions(tensor) for tensor in model.inputs)
 
 
-def export_working(path: Path) -> None:
-    """Write the small network from restored_l to working_l, for servers that restore in tiles."""
-    model = Model("working", (RESTORED_L,), (WORKING_L,))
-    export_onnx(WorkingStep(), model, path, runtime="onnxruntime")
+def export_subnet(module: nn.Module, model: Model, folder: Path) -> Path:
+    """Write a sub-net for ONNX Runtime, `restore` so that a server can run it in tiles, too.
+
+    Such a server gives the file's input `whole`, whose default is 1, the value 0 for every tile,
+    and finishes the joined tiles with `whole.onnx`.
+
+    Returns:
+        The sub-net's own file.
+    """
+    path = folder / MODEL_FILE
+    if not isinstance(module, RestoreStep):
+        export_onnx(module, model, path, runtime="onnxruntime")
+        return path
+    if module.restoration.tone is None:
+        export_onnx(module, model, path, runtime="onnxruntime")
+    else:
+        tiles = replace(model, inputs=(*model.inputs, WHOLE))
+        export_onnx(TileStep(module).eval(), tiles, path, runtime="onnxruntime")
+        _set_default(path, WHOLE.name, np.ones(1, dtype=np.float32))
+    rest = Model(WHOLE.name, (MENDED_L,), model.outputs)
+    export_onnx(WholeStep(module).eval(), rest, folder / WHOLE_FILE, runtime="onnxruntime")
+    return path
+
+
+def _set_default(path: Path, name: str, value: npt.NDArray[np.float32]) -> None:
+    """Give an input of an ONNX file a default: an initializer that callers may override."""
+    model = onnx.load(path)
+    if name not in {initializer.name for initializer in model.graph.initializer}:
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+        onnx.save(model, path)
 
 
 def _signature(module: nn.Module) -> inspect.Signature:
@@ -93,9 +127,11 @@ def _signature(module: nn.Module) -> inspect.Signature:
 
 def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
     """Name the free dimensions, and how those of one network depend on each other."""
+    if tensor.name == WHOLE.name:
+        return {}
     dimensions: dict[int, Any] = {0: torch.export.Dim("batch")}
     rows, columns = len(tensor.dims) - 1, len(tensor.dims)
-    if tensor.name in (PHOTO_L.name, RESTORED_L.name):
+    if tensor.name in (PHOTO_L.name, MENDED_L.name):
         # Any size: the network pads, which named dimensions cannot express.
         dimensions[rows] = dimensions[columns] = torch.export.Dim.DYNAMIC
         return dimensions
@@ -109,6 +145,8 @@ def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
 
 
 def _example(tensor: Tensor) -> torch.Tensor:
+    if tensor.name == WHOLE.name:
+        return torch.ones(1)
     reference = tensor.name == REFERENCE_LAB.name
     full = _EXAMPLE_REFERENCE_SIDES if reference else _EXAMPLE_SIDES
     sides = [side // scale_of(tensor) for side in full]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pikfix.networks.tone import Tone
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 _HALF: tuple[Callable[..., Any], ...] = (F.conv2d, torch.conv2d, F.linear)
@@ -49,7 +51,8 @@ class _Typing(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in _HALF:
-            return func(*_cast(args, self._half), **_cast(kwargs, self._half))
+            dtype = args[1].dtype  # of the weights, which say what runs in half precision
+            return func(*_cast(args, dtype), **_cast(kwargs, dtype))
         if func is F.batch_norm or func is torch.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if func in _ALIGNED:
@@ -99,8 +102,12 @@ class MixedPrecision(nn.Module):
         self.module = copy.deepcopy(module)
         self.precision = precision
         # Stored in half precision: no runtime has to find out that a cast of weights is constant.
+        # The tone stays in float32: it costs nothing, and its error is one of the whole photo.
+        kept = {
+            p for tone in self.module.modules() if isinstance(tone, Tone) for p in tone.modules()
+        }
         for layer in self.module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in kept:
                 layer.to(DTYPES[precision])
         self._half_warp = half_warp
 

@@ -28,11 +28,28 @@ class RestoreStep(SubnetStep):
         return restored_l, to_working(restored_l)
 
 
-class WorkingStep(nn.Module):
-    """restored_l to working_l: what a server that restores in tiles computes from the whole."""
+class TileStep(nn.Module):
+    """photo_l and whole to restored_l and working_l: photos, or, where `whole` is 0, tiles."""
 
-    def forward(self, restored_l: Tensor) -> Tensor:
-        return to_working(restored_l)
+    def __init__(self, step: RestoreStep) -> None:
+        super().__init__()
+        self.restoration = step.restoration
+
+    def forward(self, photo_l: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+        restored_l = self.restoration.toned(self.restoration.mended(photo_l), whole)
+        return restored_l, to_working(restored_l)
+
+
+class WholeStep(nn.Module):
+    """mended_l to restored_l and working_l: what is left to do when all tiles are mended."""
+
+    def __init__(self, step: RestoreStep) -> None:
+        super().__init__()
+        self.restoration = step.restoration
+
+    def forward(self, mended_l: Tensor) -> tuple[Tensor, Tensor]:
+        restored_l = self.restoration.toned(mended_l)
+        return restored_l, to_working(restored_l)
 
 
 class SimilarityStep(SubnetStep):

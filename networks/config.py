@@ -20,6 +20,9 @@ class PikFixConfig:
     Restoration (Pik-Fix, sec. 3.1): `restoration_levels` are the downsampling factors of the
     inputs; `(1,)` is the single-level ablation of table 6. Each level has `restoration_blocks`
     residual dense blocks of `restoration_units` convolutions with `restoration_growth` channels.
+    `restoration_coarse_channels` widens the coarser levels, which cost little, each with growth in
+    proportion; empty, as published, they are as wide as the first. `tone_channels` are the features
+    that estimate the whole photo's tone (`pikfix.networks.tone`); 0, as published, leaves it out.
 
     Similarity (sec. 3.2): a ResNet with `backbone_blocks` per stage and `backbone_width` channels
     in its first stage, (3, 4, 6, 3) and 64 being ResNet-34; adapters to `adapter_channels`; the
@@ -31,7 +34,10 @@ class PikFixConfig:
     Colorization (sec. 3.4): `encoder_units` dense units per block with `growth` channels behind a
     1 x 1 convolution to `bottleneck`; `fusion_units` dense units per fusion module;
     `decoder_channels` and `decoder_units` from 1/16 up to full size. `fusion` is the ablation of
-    table 4.
+    table 4. Where the mean confidence at the finest scale is below `doubtful_confidence` the
+    reference shows something else, and chroma is multiplied by `doubtful_chroma`; above that range
+    it is left as it is, and in between by what lies between. Both belong to trained features, and
+    are set after training.
 
     Raises:
         ValueError: a field has a value that no network can be built from.
@@ -44,6 +50,8 @@ class PikFixConfig:
     restoration_growth: int = 32
     restoration_blocks: int = 3
     restoration_units: int = 4
+    restoration_coarse_channels: tuple[int, ...] = ()
+    tone_channels: int = 0
 
     backbone_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     backbone_width: int = 64
@@ -65,6 +73,8 @@ class PikFixConfig:
     fusion_units: int = 6
     decoder_channels: tuple[int, int, int, int, int] = (256, 256, 256, 128, 64)
     decoder_units: tuple[int, int, int, int, int] = (8, 8, 12, 6, 4)
+    doubtful_chroma: float = 1.0
+    doubtful_confidence: tuple[float, float] = (0.75, 0.85)
 
     def __post_init__(self) -> None:
         if self.similarity not in get_args(SimilarityScales):
@@ -80,8 +90,24 @@ class PikFixConfig:
         for name in ("temperature", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        low, high = self.doubtful_confidence
+        if not 0 <= self.doubtful_chroma <= 1 or not low < high:
+            raise ValueError(
+                f"doubtful_chroma is {self.doubtful_chroma} in {self.doubtful_confidence}: it must "
+                "be in [0, 1], and the confidences must rise"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be in [0, 1)")
+
+    @property
+    def restoration_widths(self) -> tuple[tuple[int, int], ...]:
+        """Channels and growth of every level of restoration."""
+        first, growth = self.restoration_channels, self.restoration_growth
+        coarse = self.restoration_coarse_channels or (first,)
+        # Fewer levels, as in the ablation, are the first of them; more are as wide as the last.
+        count = len(self.restoration_levels) - 1
+        coarse = (coarse + coarse[-1:] * count)[:count]
+        return ((first, growth), *((width, width * growth // first) for width in coarse))
 
     @property
     def histogram_fusion(self) -> bool:
@@ -120,6 +146,8 @@ PRESETS: dict[str, PikFixConfig] = {
         name="compact",
         restoration_channels=24,
         restoration_growth=12,
+        restoration_coarse_channels=(40, 64),
+        tone_channels=32,
         backbone_blocks=(2, 2, 2, 2),
         backbone_width=32,
         adapter_channels=32,

@@ -40,6 +40,10 @@ _RANGE = "range."
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
+_TONE = "tone."
+"""Prefix of restoration's weights that stay in float32: an error of the tone is one of the whole
+photo's brightness, and no average of many makes it small."""
+
 _LANES = 32
 """Row strides of buffers are multiples of this: 64 bytes of bfloat16, one cache line."""
 
@@ -164,7 +168,7 @@ def save_step(
     # What is quantized when it is loaded is not rounded before.
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     state = {
-        key: value.detach().to(dtype if value.is_floating_point() else None).contiguous()
+        key: value.detach().to(_stored(key, value, dtype)).contiguous()
         for key, value in network.state_dict().items()
     }
     state |= {f"{_RANGE}{key}": value.contiguous() for key, value in (ranges or {}).items()}
@@ -175,6 +179,10 @@ def save_step(
         "config": json.dumps(config.to_dict()),
     }
     save_file(state, path, metadata=header)
+
+
+def _stored(key: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if value.is_floating_point() and not key.startswith(_TONE) else value.dtype
 
 
 def load_step(path: Path) -> InferenceStep:
@@ -250,8 +258,13 @@ class InferenceStep(nn.Module):
             if precision == "int8":
                 with torch.no_grad():
                     quantize(network, ranges or {})
+            tone = getattr(network, "tone", None)
+            if tone is not None:
+                network.tone = None
             network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
             _replace(network)
+            if tone is not None:
+                network.tone = tone
             self.network = network
         self.eval().requires_grad_(False)
 
@@ -259,8 +272,7 @@ class InferenceStep(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run on float32 tensors with a batch dimension; the outputs are contiguous float32."""
         if self.name == "restore":
-            restored = self.restored(inputs["photo_l"])
-            return {"restored_l": restored, "working_l": self.working(restored)}
+            return self.finished(self.mended(inputs["photo_l"]))
         network: Any = self.network
         if self.name == "colorize":
             levels = range(1, PYRAMID_LEVELS + 1)
@@ -278,16 +290,18 @@ class InferenceStep(nn.Module):
         return outputs
 
     @torch.inference_mode()
-    def restored(self, photo_l: Tensor) -> Tensor:
-        """`restore`'s first output alone, for tiles: `[B, 1, H, W]` in and out."""
+    def mended(self, photo_l: Tensor) -> Tensor:
+        """The part of `restore` that may be run on tiles: `[B, 1, H, W]` in and out."""
         network: Any = self.network
-        restored: Tensor = network(_reduced(photo_l, self.dtype))
-        return restored.float().contiguous()
+        change: Tensor = network.change(_reduced(photo_l, self.dtype))
+        return (photo_l + change).clamp(-1, 1).contiguous()
 
     @torch.inference_mode()
-    def working(self, restored_l: Tensor) -> Tensor:
-        """`restore`'s second output, from the whole of the first."""
-        return to_working(restored_l)
+    def finished(self, mended_l: Tensor) -> dict[str, Tensor]:
+        """The rest of `restore`, which needs whole photos: both its outputs."""
+        network: Any = self.network
+        restored_l = network.toned(mended_l).contiguous()
+        return {"restored_l": restored_l, "working_l": to_working(restored_l)}
 
 
 def _replace(module: nn.Module) -> None:

@@ -8,15 +8,18 @@ from torch.nn import functional as F
 
 from pikfix.networks.blocks import ResidualDenseBlock, he_initialise
 from pikfix.networks.config import PikFixConfig
+from pikfix.networks.tone import Tone, apply_tone
 
 
 class ResidualDenseLevel(nn.Module):
     """One level: head, residual dense blocks, their fusion, added to the head.
 
-    `[B, 1, H, W]` to `[B, channels, H, W]`.
+    `[B, 1, H, W]` to `[B, out_channels, H, W]`; a level of another width is narrowed to that last.
     """
 
-    def __init__(self, channels: int, growth: int, blocks: int, units: int) -> None:
+    def __init__(
+        self, channels: int, growth: int, *, blocks: int, units: int, out_channels: int
+    ) -> None:
         super().__init__()
         self.head = nn.Conv2d(1, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -26,6 +29,7 @@ class ResidualDenseLevel(nn.Module):
             nn.Conv2d(channels * blocks, channels, 1),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+        self.narrow = None if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, luminance: Tensor) -> Tensor:
         head: Tensor = self.head(luminance)
@@ -35,7 +39,8 @@ class ResidualDenseLevel(nn.Module):
             features = block(features)
             outputs.append(features)
         fused: Tensor = self.fuse(torch.cat(outputs, dim=1))
-        return head + fused
+        features = head + fused
+        return features if self.narrow is None else self.narrow(features)
 
 
 class Restoration(nn.Module):
@@ -43,29 +48,35 @@ class Restoration(nn.Module):
 
     The photo goes in at full size and, averaged, at 1/4 and 1/8, where a hole is small enough to
     be closed from its surroundings. The levels meet at full size; the network predicts what to add
-    to the input, so undamaged places stay as they are.
+    to the input, so undamaged places stay as they are. Where the configuration has it, the tone of
+    the whole mended photo is set last.
     """
 
     RECEPTIVE_FIELD_RADIUS = 128
     """No output pixel depends on an input pixel farther away (three blocks of four units at 1/8,
-    their head, fusion and bilinear enlargement): tiles that overlap by this are exact."""
+    their head, fusion and bilinear enlargement) until the tone is set: tiles that are mended with
+    this overlap are exact."""
 
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         channels = config.restoration_channels
         self.factors = config.restoration_levels
+        self.tone = Tone(config.tone_channels) if config.tone_channels else None
         self.levels = nn.ModuleList(
             ResidualDenseLevel(
-                channels,
-                config.restoration_growth,
-                config.restoration_blocks,
-                config.restoration_units,
+                width,
+                growth,
+                blocks=config.restoration_blocks,
+                units=config.restoration_units,
+                out_channels=channels,
             )
-            for _ in self.factors
+            for width, growth in config.restoration_widths
         )
         self.merge = nn.Conv2d(channels * len(self.factors), channels, 3, padding=1)
         self.output = nn.Conv2d(channels, 1, 3, padding=1)
         he_initialise(self, output=self.output)
+        if self.tone is not None:
+            self.tone.identity()
 
     def forward(self, photo_l: Tensor) -> Tensor:
         """Restore a batch of photos.
@@ -76,6 +87,28 @@ class Restoration(nn.Module):
         Returns:
             restored_l `[B, 1, H, W]`; in evaluation mode clamped to [-1, 1].
         """
+        return self.toned(self.mended(photo_l))
+
+    def mended(self, photo_l: Tensor) -> Tensor:
+        """The photos with their defects removed and their tone as it was; also of tiles."""
+        return self._bounded(photo_l + self.change(photo_l))
+
+    def toned(self, mended_l: Tensor, whole: Tensor | float = 1.0) -> Tensor:
+        """Mended photos with their tone set.
+
+        Args:
+            mended_l: `[B, 1, H, W]`, whole photos.
+            whole: 1; or 0, which leaves them as they are, where they are tiles.
+        """
+        if self.tone is None:
+            return mended_l
+        return self._bounded(apply_tone(mended_l, self.tone(mended_l) * whole))
+
+    def _bounded(self, luminance: Tensor) -> Tensor:
+        return luminance if self.training else luminance.clamp(-1, 1)
+
+    def change(self, photo_l: Tensor) -> Tensor:
+        """What the levels add to the photos; `[B, 1, H, W]`."""
         height, width = photo_l.shape[-2:]
         factor = max(self.factors)
         padded = F.pad(photo_l, (0, -width % factor, 0, -height % factor), mode="replicate")
@@ -89,5 +122,4 @@ class Restoration(nn.Module):
                 F.interpolate(features, scale_factor=scale, mode="bilinear", align_corners=False)
             )
         change: Tensor = self.output(F.relu(self.merge(torch.cat(outputs, dim=1))))
-        restored = photo_l + change[..., :height, :width]
-        return restored if self.training else restored.clamp(-1, 1)
+        return change[..., :height, :width]

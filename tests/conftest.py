@@ -22,6 +22,8 @@ def tiny_config() -> PikFixConfig:
         name="tiny",
         restoration_channels=8,
         restoration_growth=4,
+        restoration_coarse_channels=(12, 16),
+        tone_channels=4,
         backbone_blocks=(1, 1, 1, 1),
         backbone_width=8,
         adapter_channels=8,
@@ -45,6 +47,7 @@ def smallest_config(tiny_config: PikFixConfig) -> PikFixConfig:
         name="smallest",
         restoration_channels=4,
         restoration_growth=2,
+        restoration_coarse_channels=(),
         restoration_blocks=1,
         restoration_units=1,
         backbone_width=4,
@@ -64,6 +67,7 @@ def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFacto
     model = PikFix(tiny_config)
     for layer in (model.restoration.output, model.colorization.output):
         torch.nn.init.normal_(layer.weight, std=0.05)
+    torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_checkpoint(model, path, {"steps": "0"})
     return path

@@ -11,11 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import ServingSettings, set_network_parameters
 from pikfix.export.contract import Model
-from pikfix.export.onnx import export_onnx, export_working
+from pikfix.export.onnx import MODEL_FILE, export_subnet
 from pikfix.export.parity import Arrays, Limits, Runner
-
-MODEL_FILE = "model.onnx"
-WORKING_FILE = "working.onnx"
 
 INSTANCES = 1
 """Of a sub-net: two answer about a sixth more (benchmarks/results/runtimes.md), but their threads
@@ -36,11 +33,9 @@ class OnnxRuntime:
         self._settings = settings
 
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
-        """Write model.onnx and, beside `restore`, what computes working_l from the whole."""
-        export_onnx(module, model, folder / MODEL_FILE, runtime="onnxruntime")
-        if model.name == "restore":
-            export_working(folder / WORKING_FILE)
-        return MODEL_FILE, onnx_runner(folder / MODEL_FILE)
+        """Write model.onnx and, beside `restore`, what servers need that restore in tiles."""
+        path = export_subnet(module, model, folder)
+        return path.name, onnx_runner(path)
 
     def configure(self, model: Model, config: pb.ModelConfig) -> None:
         """Name the backend and the file; large photos are restored in tiles."""

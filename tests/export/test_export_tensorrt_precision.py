@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def module_runner(module: nn.Module, spec: contract.Model) -> Runner:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_stays_within_the_gates_limits(model: PikFix, precision: str) -> None:
+    # That of the shipped network: a third of it magnifies rounding three times.
+    model = copy.deepcopy(model)
+    model.similarity.temperature = 0.03
     specs = contract.subnets(model.config)
     modules = {spec.name: subnet_module(model, spec.name) for spec in specs}
     runners = {
@@ -73,7 +77,9 @@ def test_weights_of_the_given_network_are_left_alone(model: PikFix) -> None:
     module = subnet_module(model, "restore")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     mixed = MixedPrecision(module, "fp16")
-    assert {p.dtype for n, p in mixed.named_parameters() if "weight" in n} == {torch.float16}
+    weights = {n: p.dtype for n, p in mixed.named_parameters() if "weight" in n}
+    assert {dtype for n, dtype in weights.items() if ".tone." not in n} == {torch.float16}
+    assert {dtype for n, dtype in weights.items() if ".tone." in n} == {torch.float32}
     for name, value in module.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, before[name])
@@ -135,7 +141,7 @@ def test_the_onnx_file_for_tensorrt_has_its_types_in_the_graph(
     weights = {i.name: i.data_type for i in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert convolutions
-    assert all(weights[node.input[1]] == half for node in convolutions)
+    assert all(weights[node.input[1]] == half or ".tone." in node.input[1] for node in convolutions)
     assert {o.type.tensor_type.elem_type for o in graph.output} == {onnx.TensorProto.FLOAT}
     assert Counter(node.op_type for node in graph.node)["Cast"] <= 6
     runner = onnx_runner(tmp_path / "m.onnx")

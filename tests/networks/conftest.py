@@ -13,4 +13,5 @@ def tiny(tiny_config: PikFixConfig) -> PikFix:
     model = PikFix(tiny_config)
     for layer in (model.restoration.output, model.colorization.output):
         torch.nn.init.normal_(layer.weight, std=0.05)
+    torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
     return model.eval()

@@ -87,8 +87,11 @@ def save_restore(path: Path, seed: int = 0) -> None:
     }
     outputs = [_value("restored_l", 4, 1), _value("working_l", 4, 1)]
     save(path / "model.onnx", nodes, [_value("photo_l", 4, 1)], outputs, constants)
-    mean = [helper.make_node("GlobalAveragePool", ["restored_l"], ["working_l"])]
-    save(path / "working.onnx", mean, [_value("restored_l", 4, 1)], [_value("working_l", 4, 1)])
+    rest = [
+        helper.make_node("Identity", ["mended_l"], ["restored_l"]),
+        helper.make_node("GlobalAveragePool", ["restored_l"], ["working_l"]),
+    ]
+    save(path / "whole.onnx", rest, [_value("mended_l", 4, 1)], outputs)
 
 
 def config(

@@ -85,6 +85,26 @@ def test_tiles_with_too_small_a_halo_are_not(backend, restore):
     assert np.abs(tiled - whole).max() > 1e-2
 
 
+def test_every_photo_of_a_batch_gets_its_own_tone_when_its_tiles_are_joined(backend, exported):
+    """The tone comes from a whole photo, and no tile of these shows what the whole does."""
+    version = exported[0] / "restore" / "1"
+    image = np.random.default_rng(3).uniform(-0.8, 0.8, (2, 1, 352, 608)).astype(np.float32)
+    image[0, ..., :300] -= 0.1
+    image[1, ..., 300:] *= 0.2
+    names = {"tile_pixels": 100_000, "tile_halo": 128, "tile_align": 32}
+    config = {"parameters": {k: {"string_value": str(v)} for k, v in names.items()}}
+    network = backend.Network(config, version, "CPU", 0)
+    tiled = network.run({"photo_l": image}, ["restored_l", "working_l"])
+    session = onnxruntime.InferenceSession(version / "model.onnx")
+    whole = dict(zip(tiled, session.run(list(tiled), {"photo_l": image}), strict=True))
+    for name, expected in whole.items():
+        np.testing.assert_allclose(tiled[name], expected, atol=2e-5)
+    mended = session.run(["restored_l"], {"photo_l": image, "whole": np.zeros(1, np.float32)})[0]
+    changes = np.abs(mended - whole["restored_l"]).max(axis=(1, 2, 3))
+    assert changes.min() > 1e-2  # there was a tone to set, and another one
+    assert abs(changes[0] - changes[1]) > 1e-3
+
+
 def test_output_of_another_size_cannot_be_tiled(backend):
     image = np.zeros((1, 1, 64, 64), np.float32)
     with pytest.raises(network_step(backend).StepError, match="only an output of the input's size"):

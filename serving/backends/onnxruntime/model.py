@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
@@ -43,7 +44,13 @@ from pikfix.serving.network_step import (
 # one large photo must not decide what the process holds for the rest of its life.
 SHRINK_ELEMENTS = 1_000_000
 
-WORKING_MODEL = "working.onnx"
+WHOLE_MODEL = "whole.onnx"
+"""Takes the joined tiles of a photo to what the model answers for a whole one."""
+
+WHOLE = "whole"
+"""An input with a default, to be 0 for tiles; a model that does the same for both lacks it."""
+
+_TILE = np.zeros(1, np.float32)
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
@@ -95,9 +102,11 @@ class Network:
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
         self.tiling = tiling_of(config)
-        self._working: ort.InferenceSession | None = None
-        if self.tiling is not None and len(self.outputs) > 1:
-            self._working = self._open(version_dir / WORKING_MODEL)
+        defaults = [node.name for node in self._session.get_overridable_initializers()]
+        self._of_tile = {WHOLE: _TILE} if WHOLE in defaults else {}
+        self._whole: ort.InferenceSession | None = None
+        if self.tiling is not None:
+            self._whole = self._open(version_dir / WHOLE_MODEL)
 
     def _open(self, path: Path) -> ort.InferenceSession:
         if not path.is_file():
@@ -131,21 +140,16 @@ class Network:
         options: ort.RunOptions,
         before_tile: Callable[[], None],
     ) -> dict[str, Array]:
-        assert self.tiling is not None
-        name_in, name_out = self.inputs[0], self.outputs[0]
+        assert self.tiling is not None and self._whole is not None
 
         def run(tile: Array) -> Array:
-            done: Array = self._session.run([name_out], {name_in: tile}, options)[0]
+            given = {self.inputs[0]: tile, **self._of_tile}
+            done: Array = self._session.run([self.outputs[0]], given, options)[0]
             return done
 
-        whole = run_tiled(run, image, self.tiling, before_tile)
-        results = {name_out: whole}
-        rest = [name for name in outputs if name != name_out]
-        if rest and self._working is not None:
-            # The other outputs depend on the whole picture, not on one tile.
-            values = self._working.run(rest, {name_out: whole}, options)
-            results.update(zip(rest, values, strict=True))
-        return results
+        joined = run_tiled(run, image, self.tiling, before_tile)
+        given = {self._whole.get_inputs()[0].name: joined}
+        return dict(zip(outputs, self._whole.run(outputs, given, options), strict=True))
 
 
 class TritonPythonModel(NetworkStep):

@@ -81,22 +81,20 @@ class Network:
         try:
             image = inputs[self.inputs[0]]
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
-                whole = run_tiled(self._restore_tile, image, self.tiling, before_tile)
-                # working_l depends on the whole picture, not on one tile.
-                working = self._compute(self.step.working, torch.from_numpy(whole)).numpy()
-                results = {"restored_l": whole, "working_l": working}
+                mended = run_tiled(self._mend_tile, image, self.tiling, before_tile)
+                # The tone and working_l depend on the whole picture, not on one tile.
+                answers = self._compute(self.step.finished, torch.from_numpy(mended))
             else:
                 tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
                 answers = self._compute(self.step, tensors)
-                results = {name: value.numpy() for name, value in answers.items()}
-            return {name: results[name] for name in outputs}
+            return {name: answers[name].numpy() for name in outputs}
         finally:
             if sum(array.size for array in inputs.values()) > SHRINK_ELEMENTS:
                 return_free_memory()
 
-    def _restore_tile(self, tile: Array) -> Array:
-        restored: Array = self._compute(self.step.restored, torch.from_numpy(tile)).numpy()
-        return restored
+    def _mend_tile(self, tile: Array) -> Array:
+        mended: Array = self._compute(self.step.mended, torch.from_numpy(tile)).numpy()
+        return mended
 
     def _compute(self, function: Callable[[Any], Any], given: Any) -> Any:
         with self.threads() as threads:

@@ -1,0 +1,84 @@
+"""Tone: one curve for a whole photo, from what all of it shows.
+
+Fading lifts the blacks and dulls the whites of a whole print. Which grey was black is written in
+the photo's darkest and brightest places, wherever they are: no window of convolutions sees them
+all, and different tiles of a large photo would find different answers. So the tone is set after
+restoration's published network (Pik-Fix, sec. 3.1), which is convolutions alone: on a photo without
+scratches, holes and grain, which are often the darkest and brightest of a damaged one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DEGREE = 3
+"""Of the correction, a polynomial in luminance: exposure, contrast, gamma, and the shoulder."""
+
+_CELL = 8
+_DENOISE = 2
+
+
+class Tone(nn.Module):
+    """Estimates a photo's tone curve and applies it.
+
+    The photo is summed up by the least, mean and greatest value of every 8 x 8 pixels (of pairs,
+    so that single grains of noise do not count); features of these and of their surroundings are
+    averaged, and their greatest taken, over the photo; two layers turn them into coefficients.
+
+    Args:
+        channels: of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.values = nn.Conv2d(3, channels, 1)
+        self.places = nn.Sequential(
+            nn.Conv2d(3, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.estimate = nn.Sequential(
+            nn.Linear(4 * channels, 2 * channels),
+            nn.ReLU(),
+            nn.Linear(2 * channels, DEGREE + 1),
+        )
+
+    def identity(self) -> None:
+        """Let the curve of every photo change nothing, as it does before training."""
+        last = self.estimate[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, photo_l: Tensor) -> Tensor:
+        """The coefficients `[B, 4]` of whole photos `[B, 1, H, W]`, of 1, x, x^2 and x^3."""
+        height, width = photo_l.shape[-2:]
+        photo_l = F.pad(photo_l, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+        pairs = F.avg_pool2d(photo_l, _DENOISE)
+        cell = _CELL // _DENOISE
+        least, greatest = -F.max_pool2d(-pairs, cell), F.max_pool2d(pairs, cell)
+        cells = torch.cat((least, F.avg_pool2d(pairs, cell), greatest), dim=1)
+        found = []
+        for features in (F.relu(self.values(cells)), self.places(cells)):
+            found += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
+        coefficients: Tensor = self.estimate(torch.cat(found, dim=1))
+        return coefficients
+
+
+def apply_tone(photo_l: Tensor, coefficients: Tensor) -> Tensor:
+    """Set the tone of photos, or of tiles of them.
+
+    Args:
+        photo_l: `[B, 1, H, W]`, L/50 - 1.
+        coefficients: `[B, 4]`, or `[1, 4]` for all of them.
+
+    Returns:
+        `[B, 1, H, W]`: the luminance plus the polynomial's value for it; not clamped.
+    """
+    change = torch.zeros_like(photo_l)
+    for coefficient in reversed(coefficients.to(photo_l.dtype).unbind(dim=1)):
+        change = change * photo_l + coefficient.view(-1, 1, 1, 1)
+    return photo_l + change
