@@ -108,7 +108,7 @@ def export_subnet(module: nn.Module, model: Model, folder: Path) -> Path:
         tiles = replace(model, inputs=(*model.inputs, WHOLE))
         export_onnx(TileStep(module).eval(), tiles, path, runtime="onnxruntime")
         _set_default(path, WHOLE.name, np.ones(1, dtype=np.float32))
-    rest = Model(WHOLE.name, (MENDED_L,), model.outputs)
+    rest = Model(WHOLE.name, (PHOTO_L, MENDED_L), model.outputs)
     export_onnx(WholeStep(module).eval(), rest, folder / WHOLE_FILE, runtime="onnxruntime")
     return path
 

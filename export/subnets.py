@@ -36,19 +36,20 @@ class TileStep(nn.Module):
         self.restoration = step.restoration
 
     def forward(self, photo_l: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        restored_l = self.restoration.toned(self.restoration.mended(photo_l), whole)
+        mended_l = self.restoration.mended(photo_l)
+        restored_l = self.restoration.toned(photo_l, mended_l, whole)
         return restored_l, to_working(restored_l)
 
 
 class WholeStep(nn.Module):
-    """mended_l to restored_l and working_l: what is left to do when all tiles are mended."""
+    """photo_l and mended_l to restored_l and working_l: what is left when tiles are joined."""
 
     def __init__(self, step: RestoreStep) -> None:
         super().__init__()
         self.restoration = step.restoration
 
-    def forward(self, mended_l: Tensor) -> tuple[Tensor, Tensor]:
-        restored_l = self.restoration.toned(mended_l)
+    def forward(self, photo_l: Tensor, mended_l: Tensor) -> tuple[Tensor, Tensor]:
+        restored_l = self.restoration.toned(photo_l, mended_l)
         return restored_l, to_working(restored_l)
 
 

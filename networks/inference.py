@@ -272,7 +272,8 @@ class InferenceStep(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run on float32 tensors with a batch dimension; the outputs are contiguous float32."""
         if self.name == "restore":
-            return self.finished(self.mended(inputs["photo_l"]))
+            photo_l = inputs["photo_l"]
+            return self.finished(photo_l, self.mended(photo_l))
         network: Any = self.network
         if self.name == "colorize":
             levels = range(1, PYRAMID_LEVELS + 1)
@@ -297,10 +298,10 @@ class InferenceStep(nn.Module):
         return (photo_l + change).clamp(-1, 1).contiguous()
 
     @torch.inference_mode()
-    def finished(self, mended_l: Tensor) -> dict[str, Tensor]:
+    def finished(self, photo_l: Tensor, mended_l: Tensor) -> dict[str, Tensor]:
         """The rest of `restore`, which needs whole photos: both its outputs."""
         network: Any = self.network
-        restored_l = network.toned(mended_l).contiguous()
+        restored_l = network.toned(photo_l, mended_l).contiguous()
         return {"restored_l": restored_l, "working_l": to_working(restored_l)}
 
 

@@ -87,22 +87,23 @@ class Restoration(nn.Module):
         Returns:
             restored_l `[B, 1, H, W]`; in evaluation mode clamped to [-1, 1].
         """
-        return self.toned(self.mended(photo_l))
+        return self.toned(photo_l, self.mended(photo_l))
 
     def mended(self, photo_l: Tensor) -> Tensor:
         """The photos with their defects removed and their tone as it was; also of tiles."""
         return self._bounded(photo_l + self.change(photo_l))
 
-    def toned(self, mended_l: Tensor, whole: Tensor | float = 1.0) -> Tensor:
+    def toned(self, photo_l: Tensor, mended_l: Tensor, whole: Tensor | float = 1.0) -> Tensor:
         """Mended photos with their tone set.
 
         Args:
-            mended_l: `[B, 1, H, W]`, whole photos.
+            photo_l: `[B, 1, H, W]`, whole photos as they came.
+            mended_l: `[B, 1, H, W]`, what `mended` makes of them.
             whole: 1; or 0, which leaves them as they are, where they are tiles.
         """
         if self.tone is None:
             return mended_l
-        return self._bounded(apply_tone(mended_l, self.tone(mended_l) * whole))
+        return self._bounded(apply_tone(mended_l, self.tone(photo_l, mended_l) * whole))
 
     def _bounded(self, luminance: Tensor) -> Tensor:
         return luminance if self.training else luminance.clamp(-1, 1)

@@ -4,7 +4,8 @@ Fading lifts the blacks and dulls the whites of a whole print. Which grey was bl
 the photo's darkest and brightest places, wherever they are: no window of convolutions sees them
 all, and different tiles of a large photo would find different answers. So the tone is set after
 restoration's published network (Pik-Fix, sec. 3.1), which is convolutions alone: on a photo without
-scratches, holes and grain, which are often the darkest and brightest of a damaged one.
+scratches, holes and grain, which are often the darkest and brightest of a damaged one. The photo as
+it was is looked at, too: how it was damaged tells what else has happened to it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ DEGREE = 3
 
 _CELL = 8
 _DENOISE = 2
+_SUMMARIES = 6
 
 
 class Tone(nn.Module):
     """Estimates a photo's tone curve and applies it.
 
-    The photo is summed up by the least, mean and greatest value of every 8 x 8 pixels (of pairs,
-    so that single grains of noise do not count); features of these and of their surroundings are
-    averaged, and their greatest taken, over the photo; two layers turn them into coefficients.
+    Both pictures are summed up by the least, mean and greatest value of every 8 x 8 pixels (of
+    fours, so that single grains of noise do not count); features of these and of their
+    surroundings are averaged, and their greatest taken, over the photo; two layers turn them into
+    coefficients.
 
     Args:
         channels: of the features.
@@ -33,9 +36,9 @@ class Tone(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.values = nn.Conv2d(3, channels, 1)
+        self.values = nn.Conv2d(_SUMMARIES, channels, 1)
         self.places = nn.Sequential(
-            nn.Conv2d(3, channels, 3, stride=2, padding=1),
+            nn.Conv2d(_SUMMARIES, channels, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -53,14 +56,20 @@ class Tone(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, photo_l: Tensor) -> Tensor:
-        """The coefficients `[B, 4]` of whole photos `[B, 1, H, W]`, of 1, x, x^2 and x^3."""
-        height, width = photo_l.shape[-2:]
-        photo_l = F.pad(photo_l, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
-        pairs = F.avg_pool2d(photo_l, _DENOISE)
+    def forward(self, photo_l: Tensor, mended_l: Tensor) -> Tensor:
+        """The coefficients `[B, 4]` of 1, x, x^2 and x^3 for whole photos `[B, 1, H, W]`.
+
+        Args:
+            photo_l: as they came.
+            mended_l: with their defects removed.
+        """
+        pictures = torch.cat((photo_l, mended_l), dim=1)
+        height, width = pictures.shape[-2:]
+        pictures = F.pad(pictures, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+        fours = F.avg_pool2d(pictures, _DENOISE)
         cell = _CELL // _DENOISE
-        least, greatest = -F.max_pool2d(-pairs, cell), F.max_pool2d(pairs, cell)
-        cells = torch.cat((least, F.avg_pool2d(pairs, cell), greatest), dim=1)
+        least, greatest = -F.max_pool2d(-fours, cell), F.max_pool2d(fours, cell)
+        cells = torch.cat((least, F.avg_pool2d(fours, cell), greatest), dim=1)
         found = []
         for features in (F.relu(self.values(cells)), self.places(cells)):
             found += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
@@ -68,17 +77,17 @@ class Tone(nn.Module):
         return coefficients
 
 
-def apply_tone(photo_l: Tensor, coefficients: Tensor) -> Tensor:
-    """Set the tone of photos, or of tiles of them.
+def apply_tone(luminance: Tensor, coefficients: Tensor) -> Tensor:
+    """Set the tone of photos.
 
     Args:
-        photo_l: `[B, 1, H, W]`, L/50 - 1.
-        coefficients: `[B, 4]`, or `[1, 4]` for all of them.
+        luminance: `[B, 1, H, W]`, L/50 - 1.
+        coefficients: `[B, 4]`.
 
     Returns:
         `[B, 1, H, W]`: the luminance plus the polynomial's value for it; not clamped.
     """
-    change = torch.zeros_like(photo_l)
-    for coefficient in reversed(coefficients.to(photo_l.dtype).unbind(dim=1)):
-        change = change * photo_l + coefficient.view(-1, 1, 1, 1)
-    return photo_l + change
+    change = torch.zeros_like(luminance)
+    for coefficient in reversed(coefficients.to(luminance.dtype).unbind(dim=1)):
+        change = change * luminance + coefficient.view(-1, 1, 1, 1)
+    return luminance + change

@@ -109,7 +109,8 @@ def test_joined_tiles_are_finished_as_a_whole_photo_is(exported: Exported) -> No
     mended = restore.run(names[:1], {"photo_l": photo, "whole": np.zeros(1, np.float32)})[0]
     assert np.abs(mended - expected[0]).max() > 1e-2
     rest = ort.InferenceSession(folder / "restore" / "1" / "whole.onnx")
-    for got, want in zip(rest.run(names, {"mended_l": mended}), expected, strict=True):
+    given = {"photo_l": photo, "mended_l": mended}
+    for got, want in zip(rest.run(names, given), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -91,7 +91,8 @@ def save_restore(path: Path, seed: int = 0) -> None:
         helper.make_node("Identity", ["mended_l"], ["restored_l"]),
         helper.make_node("GlobalAveragePool", ["restored_l"], ["working_l"]),
     ]
-    save(path / "whole.onnx", rest, [_value("mended_l", 4, 1)], outputs)
+    inputs = [_value("photo_l", 4, 1), _value("mended_l", 4, 1)]
+    save(path / "whole.onnx", rest, inputs, outputs)
 
 
 def config(

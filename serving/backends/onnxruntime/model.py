@@ -45,7 +45,9 @@ from pikfix.serving.network_step import (
 SHRINK_ELEMENTS = 1_000_000
 
 WHOLE_MODEL = "whole.onnx"
-"""Takes the joined tiles of a photo to what the model answers for a whole one."""
+"""Takes photos and, by the name of `MENDED`, their joined tiles to what the model answers."""
+
+MENDED = "mended_l"
 
 WHOLE = "whole"
 """An input with a default, to be 0 for tiles; a model that does the same for both lacks it."""
@@ -148,7 +150,7 @@ class Network:
             return done
 
         joined = run_tiled(run, image, self.tiling, before_tile)
-        given = {self._whole.get_inputs()[0].name: joined}
+        given = {self.inputs[0]: image, MENDED: joined}
         return dict(zip(outputs, self._whole.run(outputs, given, options), strict=True))
 
 

@@ -83,7 +83,9 @@ class Network:
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
                 mended = run_tiled(self._mend_tile, image, self.tiling, before_tile)
                 # The tone and working_l depend on the whole picture, not on one tile.
-                answers = self._compute(self.step.finished, torch.from_numpy(mended))
+                answers = self._compute(
+                    self.step.finished, torch.from_numpy(image), torch.from_numpy(mended)
+                )
             else:
                 tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
                 answers = self._compute(self.step, tensors)
@@ -96,10 +98,10 @@ class Network:
         mended: Array = self._compute(self.step.mended, torch.from_numpy(tile)).numpy()
         return mended
 
-    def _compute(self, function: Callable[[Any], Any], given: Any) -> Any:
+    def _compute(self, function: Callable[..., Any], *given: Any) -> Any:
         with self.threads() as threads:
             torch.set_num_threads(threads)
-            return function(given)
+            return function(*given)
 
 
 class TritonPythonModel(NetworkStep):
