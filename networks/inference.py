@@ -254,14 +254,14 @@ class InferenceStep(nn.Module):
         if name == "similarity":
             self.network: nn.Module = ReducedSimilarity(model.similarity, dtype)
         else:
-            network = copy.deepcopy(_subnet(model, name)).eval()
+            network: Any = copy.deepcopy(_subnet(model, name)).eval()
             if precision == "int8":
                 with torch.no_grad():
                     quantize(network, ranges or {})
             tone = getattr(network, "tone", None)
             if tone is not None:
                 network.tone = None
-            network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(dtype=dtype, memory_format=torch.channels_last)
             _replace(network)
             if tone is not None:
                 network.tone = tone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pikfix.export.parity import Case
+from pikfix.networks import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_campaign.sh"
@@ -116,13 +118,17 @@ def test_what_a_gpu_has_measured_is_reported(modules: Any, tmp_path: Path) -> No
 
 
 def test_parity_is_judged_against_float32(
-    modules: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    modules: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same code on a CPU, where half precision differs from float32 just as it would there."""
     gpu = modules("gpu_measurements")
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    found = gpu.parity(checkpoint, [Case(1, 2, (64, 96), (64, 64))])
-    assert found["passed"]
+    # At the shipped network's temperature: a third of it magnifies rounding three times.
+    model = load_checkpoint(checkpoint)
+    model.config = dataclasses.replace(model.config, temperature=0.03)
+    save_checkpoint(model, tmp_path / "warm.safetensors")
+    found = gpu.parity(tmp_path / "warm.safetensors", [Case(1, 2, (64, 96), (64, 64))])
+    assert found["passed"], found["rows"]
     worst = {
         p: max(row["max_abs"] for row in found["rows"] if row["precision"] == p)
         for p in gpu.PRECISIONS

@@ -82,7 +82,7 @@ def test_outputs_of_the_operator_share_no_memory(kit, splits):
     """PyTorch refuses an operator whose outputs overlap, when it is called, not before."""
     inputs = on_device(kit.make_inputs("random", 1, 65, 130, 64, 24))
     outputs = correlation_warp_triton.forward(
-        *inputs, 0.01, tile=small_tile("forward"), splits=splits
+        *inputs, 0.01, None, tile=small_tile("forward"), splits=splits
     )
     storages = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, *outputs)}
     assert len(storages) == len(inputs) + len(outputs)

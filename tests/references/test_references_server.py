@@ -98,7 +98,9 @@ def test_the_step_chooses_where_no_reference_is_sent(
     assert not planes.any()
     _, forced = ask(server, save(Image.fromarray(blank)), options=b'{"force_color": true}')
     assert forced["colorize"]
-    assert len(forced["references"]) == 3
+    # As many of the three asked for as come near the best.
+    taken = len(forced["references"])
+    assert 1 <= taken <= 3
 
     ask(server, photo)
     with urllib.request.urlopen(server.metrics_url) as answer:
@@ -110,4 +112,4 @@ def test_the_step_chooses_where_no_reference_is_sent(
     }
     # Each instance of the step has a cache of its own, so that the second photo may miss too.
     assert counted["miss"] >= 3
-    assert sum(counted.values()) == 3 + 3 + 3
+    assert sum(counted.values()) == 3 + taken + 3

@@ -162,5 +162,5 @@ def test_model_without_its_second_graph_does_not_load(toy_repository, tmp_path):
     text = (source / "config.pbtxt").read_text().replace('"restore"', '"solo"')
     (restore / "config.pbtxt").write_text(text)
     (restore / "1/model.onnx").write_bytes((source / "1/model.onnx").read_bytes())
-    with pytest.raises(ServingError, match=r"solo failed to load.*working\.onnx is missing"):
+    with pytest.raises(ServingError, match=r"solo failed to load.*whole\.onnx is missing"):
         start_server(repository, log_file=tmp_path / "log")

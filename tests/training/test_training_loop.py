@@ -114,10 +114,11 @@ def test_a_run_learns(config, run, tmp_path):
         batch=4, warmup=1, learning_rate=3e-3, precision="fp32", schedule="constant"
     )
     loss = LossConfig(adversarial=0, histogram=0)
-    run(config(optimizer=options, loss=loss), steps=40)
+    run(config(optimizer=options, loss=loss), steps=80)
     rows = rows_of(tmp_path / "run" / "training.csv")
     chroma = [float(row["chroma"]) for row in rows]
-    assert np.mean(chroma[-10:]) < 0.8 * np.mean(chroma[:5])
+    # Medians: one batch of four crops can be a saturated one.
+    assert np.median(chroma[-20:]) < 0.8 * np.median(chroma[:5])
 
 
 def test_bf16_trains_too(config, run, tmp_path):

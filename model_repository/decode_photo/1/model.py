@@ -25,6 +25,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the configuration; a wrong value keeps the model from loading."""
         self._memory = KeptMemory()
+        # Decoders leave Python's lock to others: references are read beside the photo.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="references")
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.max_pixels = config_value(parameters, "max_pixels", DEFAULT_MAX_PIXELS)
         # Without a limit of its own: no side is longer than all pixels in a row.
@@ -151,15 +154,21 @@ class TritonPythonModel:
     def _one(
         self, file: bytes, reference_files: list[bytes], options: Options
     ) -> tuple[Photo, list[Reference], PhotoNotes]:
-        photo = decode_photo(file, self.max_pixels, max_side=self.max_side)
-        references: list[Reference] = []
+        given = self._beside.submit(
+            decode_references,
+            reference_files if options.color else [],
+            self.max_pixels,
+            self.max_references,
+            self.reference_side,
+        )
+        try:
+            photo = decode_photo(file, self.max_pixels, max_side=self.max_side)
+        finally:
+            wait([given])  # nothing of a request that failed goes on
+        references = given.result()
         why_none: str | None = None
-        if options.color:
-            references = decode_references(
-                reference_files, self.max_pixels, self.max_references, self.reference_side
-            )
-            if not references and self.choose_references is not None:
-                references, why_none = self.choose_references(photo, options)
+        if options.color and not references and self.choose_references is not None:
+            references, why_none = self.choose_references(photo, options)
         library = self.choose_references is not None
         notes = take_notes(photo, options, references, library=library, why_none=why_none)
         return photo, references, notes
