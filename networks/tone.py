@@ -23,7 +23,7 @@ _SUMMARIES = 6
 
 
 class Tone(nn.Module):
-    """Estimates a photo's tone curve and applies it.
+    """Estimates the curve that sets a photo's tone.
 
     Both pictures are summed up by the least, mean and greatest value of every 8 x 8 pixels (of
     fours, so that single grains of noise do not count); features of these and of their
