@@ -95,7 +95,11 @@ def command(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rate.")] = None,
     parts: Annotated[
-        str, typer.Option("--train", help="The sub-nets to train, separated by commas.")
+        str,
+        typer.Option(
+            "--train",
+            help="The sub-nets to train, separated by commas; tone is the end of restoration.",
+        ),
     ] = "restoration,similarity,colorization",
     color_input: Annotated[
         ColorInput | None,
@@ -114,7 +118,7 @@ def command(
         typer.Option(
             metavar="NAME=VALUE",
             help="Of the samples: sibling, near, random, references, neighbours, degraded, "
-            "strength, hue_rotation, jitter, affine, side.",
+            "strength, light, hue_rotation, jitter, affine, side.",
         ),
     ] = None,
     optimizer: Annotated[

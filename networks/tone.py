@@ -20,6 +20,7 @@ DEGREE = 3
 _CELL = 8
 _DENOISE = 2
 _SUMMARIES = 6
+_RIDGE = 1e-6
 
 
 class Tone(nn.Module):
@@ -91,3 +92,21 @@ def apply_tone(luminance: Tensor, coefficients: Tensor) -> Tensor:
     for coefficient in reversed(coefficients.to(luminance.dtype).unbind(dim=1)):
         change = change * luminance + coefficient.view(-1, 1, 1, 1)
     return luminance + change
+
+
+def best_tone(luminance: Tensor, truth: Tensor) -> Tensor:
+    """The coefficients `[B, 4]` that bring photos nearest to the truth, by least squares.
+
+    Args:
+        luminance: `[B, 1, H, W]`, L/50 - 1.
+        truth: `[B, 1, H, W]`.
+    """
+    # In float64: the normal equations of powers up to the third are badly conditioned.
+    x, change = (t.flatten(1).double() for t in (luminance, truth - luminance))
+    powers = torch.stack([x**k for k in range(DEGREE + 1)], dim=2)
+    transposed = powers.transpose(1, 2)
+    # A photo of one grey determines no curve; the ridge then takes the smallest.
+    ridge = _RIDGE * x.shape[1] * torch.eye(DEGREE + 1, dtype=x.dtype, device=x.device)
+    solved = torch.linalg.solve(transposed @ powers + ridge, transposed @ change.unsqueeze(2))
+    coefficients: Tensor = solved.squeeze(2).to(luminance.dtype)
+    return coefficients

@@ -10,6 +10,8 @@ from pikfix.networks import PRESETS, PikFixConfig
 
 PARTS = ("restoration", "similarity", "colorization")
 """The sub-nets that can be trained separately."""
+TONE = "tone"
+"""The end of restoration, which can be trained alone as well: its levels then stay as they are."""
 
 ColorInput = Literal["clean", "restored", "joint"]
 Schedule = Literal["constant", "exponential", "cosine"]
@@ -28,6 +30,9 @@ class DataConfig:
         between `crop` and the whole short side and resized to `crop`.
     degraded: share of samples whose photo is degraded; the others come clean.
     strength: of the degradation, see `DegradationConfig`.
+    light: share of the degraded samples whose damage is thinned out: each kind of it occurs u times
+        as often as otherwise, u being drawn from [0, 1]. Most kept photos are damaged in one or two
+        ways, and where everything occurs at once the traces of one thing hide under the others.
     sibling, near, random: shares of the kind of a reference: another crop of the same photo, one
         of the `neighbours` nearest photos, any other photo. They are normalised to sum to 1.
     references: most references per sample; every batch draws its number from 1 to this.
@@ -43,6 +48,7 @@ class DataConfig:
     side: int = 288
     degraded: float = 0.7
     strength: float = 1.0
+    light: float = 0.0
     sibling: float = 0.5
     near: float = 0.35
     random: float = 0.15
@@ -59,7 +65,7 @@ class DataConfig:
             raise ValueError(f"side is {self.side}: it must be at least the crop, {self.crop}")
         if self.references < 1 or self.neighbours < 1:
             raise ValueError("references and neighbours must be at least 1")
-        for name in ("degraded", "hue_rotation"):
+        for name in ("degraded", "light", "hue_rotation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be in [0, 1]")
         if min(self.sibling, self.near, self.random) < 0 or not self._reference_sum > 0:
@@ -81,6 +87,7 @@ class LossConfig:
     """Weights of the objective; 0 switches a term off. Defaults: Pik-Fix, sec. 3.5.
 
     luminance: L1 between restored and clean L.
+    detail: the same once the best curve has set the restored photo's tone (`losses.detail`).
     perceptual: squared distance of a frozen feature net's features of restored and clean L.
     histogram: earth mover's distance of the output's colour histogram to its target's.
     chroma: L1 on ab.
@@ -96,6 +103,7 @@ class LossConfig:
     """
 
     luminance: float = 1.0
+    detail: float = 0.0
     perceptual: float = 0.2
     histogram: float = 0.5
     chroma: float = 1.0
@@ -115,6 +123,7 @@ class LossConfig:
 
 TERMS = (
     "luminance",
+    "detail",
     "perceptual",
     "histogram",
     "chroma",
@@ -171,7 +180,7 @@ class OptimizerConfig:
 class TrainConfig:
     """Everything that decides what a run computes; a resumed run must have the same.
 
-    parts: the sub-nets that are trained; the others keep their weights.
+    parts: the sub-nets that are trained, or `TONE`; the others keep their weights.
     color_input: what the colour sub-nets see: the clean L, the restored L without a gradient to
         the restoration, or (joint, as published) with one.
     """
@@ -185,9 +194,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.parts) - set(PARTS))
-        if unknown or not self.parts:
-            raise ValueError(f"parts is {','.join(self.parts)!r}: choose from {', '.join(PARTS)}")
+        known = (*PARTS, TONE)
+        if not self.parts or not set(self.parts) <= set(known):
+            raise ValueError(f"parts is {','.join(self.parts)!r}: choose from {', '.join(known)}")
+        if TONE in self.parts and not self.network.tone_channels:
+            raise ValueError("there is no tone to train: set the network's tone_channels")
         _one_of("color_input", self.color_input, ColorInput)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must be at least 0")
@@ -200,7 +211,7 @@ class TrainConfig:
     @property
     def trains_restoration(self) -> bool:
         """Whether the restoration has losses of its own."""
-        return "restoration" in self.parts
+        return bool({"restoration", TONE} & set(self.parts))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

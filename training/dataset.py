@@ -122,6 +122,8 @@ class TrainingBatches(Dataset[Batch]):
         old = luminance
         if degraded:
             settings = DegradationConfig(strength=config.strength)
+            if config.light and rng.random() < config.light:
+                settings = settings.thinned(float(rng.random()))
             old = degrade(luminance, rng, settings).image
         kinds = self._kinds(rng, references)
         crops, affines, jitters = [], [], []

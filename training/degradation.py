@@ -10,7 +10,7 @@ milliseconds for a 256 x 256 luminance on one core, so that data loader workers 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +60,14 @@ class DegradationConfig:
     structured: Mapping[str, float] = field(default_factory=lambda: dict(STRUCTURED))
     scan_probability: float = 0.3
     pixel_scale: float | None = None
+
+    def thinned(self, share: float) -> DegradationConfig:
+        """The same damage, each kind of it `share` (0 to 1) times as often."""
+        return replace(
+            self,
+            skip=1.0 - share * (1.0 - self.skip),
+            structured={name: share * value for name, value in self.structured.items()},
+        )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 3.0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pikfix.networks import PikFix, lab_to_rgb, to_working
 from pikfix.training import losses
 from pikfix.training.augment import Inputs
-from pikfix.training.config import PARTS, LossConfig, TrainConfig
+from pikfix.training.config import PARTS, TONE, LossConfig, TrainConfig
 from pikfix.training.dataset import NEAR, SIBLING
 from pikfix.training.features import FeatureNet
 
@@ -46,17 +46,22 @@ class TrainingModule(nn.Module):
             self.head = nn.Conv2d(backbone.channels[-1], teacher_channels, 1)
             backbone.register_forward_hook(self._keep_deepest)
         self._deepest: list[Tensor] = []
-        for name in PARTS:
-            if name not in config.parts:
-                net.get_submodule(name).requires_grad_(False)
+        for name in self._kept():
+            net.get_submodule(name).requires_grad_(False)
+        if TONE in config.parts:
+            net.get_submodule("restoration.tone").requires_grad_(True)
 
     def train(self, mode: bool = True) -> TrainingModule:
         """As in `nn.Module`, but frozen sub-nets stay in evaluation mode."""
         super().train(mode)
-        for name in PARTS:
-            if name not in self.config.parts:
+        for name in self._kept():
+            # Restoration has no statistics; it trains unclamped, be it by its last step alone.
+            if name != "restoration" or not self.config.trains_restoration:
                 self.net.get_submodule(name).eval()
         return self
+
+    def _kept(self) -> list[str]:
+        return [name for name in PARTS if name not in self.config.parts]
 
     def forward(self, photo_l: Tensor, clean_l: Tensor, reference_lab: Tensor) -> Outputs:
         """Restore and colorize as the configuration says; tensors as in `Inputs`."""
@@ -113,6 +118,8 @@ class Objective:
         if outputs.restored_l is not None:
             if config.luminance:
                 terms["luminance"] = (outputs.restored_l - clean_l).abs().mean()
+            if config.detail:
+                terms["detail"] = losses.detail(outputs.restored_l, clean_l)
             if config.perceptual and self.features is not None:
                 terms["perceptual"] = self._perceptual(outputs.restored_l, clean_l, self.features)
         if outputs.ab is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pikfix.networks import PikFix
-from pikfix.networks.tone import DEGREE, Tone, apply_tone
+from pikfix.networks.tone import DEGREE, Tone, apply_tone, best_tone
 
 
 def test_the_curve_is_the_polynomial() -> None:
@@ -16,6 +16,23 @@ def test_the_curve_is_the_polynomial() -> None:
         np.testing.assert_allclose(
             row, given + np.polynomial.polynomial.polyval(given, curve), atol=1e-12
         )
+
+
+def test_the_best_curve_is_the_least_squares_fit() -> None:
+    rng = np.random.default_rng(1)
+    photo = rng.uniform(-1, 1, (2, 1, 40, 30))
+    truth = np.tanh(1.5 * photo) + rng.normal(0, 0.1, photo.shape)
+    found = best_tone(torch.from_numpy(photo), torch.from_numpy(truth)).numpy()
+    for curve, given, wanted in zip(found, photo, truth, strict=True):
+        expected = np.polynomial.polynomial.polyfit(given.ravel(), (wanted - given).ravel(), DEGREE)
+        np.testing.assert_allclose(curve, expected, atol=1e-4)
+
+
+def test_the_best_curve_of_one_grey_is_finite_and_right_there() -> None:
+    photo, truth = torch.full((1, 1, 16, 16), 0.3), torch.full((1, 1, 16, 16), -0.2)
+    curve = best_tone(photo, truth)
+    assert float(curve.abs().max()) < 1
+    torch.testing.assert_close(apply_tone(photo, curve), truth, atol=1e-4, rtol=0)
 
 
 def test_an_untrained_tone_changes_nothing() -> None:

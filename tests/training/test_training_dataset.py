@@ -129,6 +129,23 @@ def test_clean_samples_are_exact_and_degraded_ones_are_not(store, table):
         assert inputs.photo_l.abs().max() <= 1
 
 
+def test_light_damage_is_less_of_the_same(store, table):
+    """Fewer kinds occur, down to none; without the share the samples are as they were."""
+
+    def errors(light):
+        config = dataclasses.replace(CONFIG, degraded=1.0, light=light)
+        batches = TrainingBatches(store, table, config, 60, seed=0)
+        batch = batches[0]
+        clean = torch.from_numpy(
+            np.stack([lightness(x) for x in batch["truth"].permute(0, 2, 3, 1).numpy()])
+        )
+        return (batch["degraded"][:, 0] / 255 - clean).abs().mean((1, 2))
+
+    default, light = errors(0.0), errors(1.0)
+    assert float(light.median()) < 0.7 * float(default.median())
+    assert float(light.min()) < 0.004 < float(default.min())  # half a grey level and rounding
+
+
 def test_a_crop_of_the_whole_short_side_is_the_resized_photo(store):
     class Fixed:
         """Draws the largest window at its leftmost place, not mirrored."""

@@ -170,6 +170,18 @@ def test_operations_are_left_out_three_times_in_ten(grey, monkeypatch):
     assert len(orders) > runs // 2
 
 
+def test_thinned_damage_occurs_as_often_as_said():
+    whole = DegradationConfig()
+    half = whole.thinned(0.5)
+    assert 1 - half.skip == pytest.approx(0.5 * (1 - whole.skip))
+    assert half.structured == {name: 0.5 * value for name, value in whole.structured.items()}
+    none = whole.thinned(0.0)
+    assert none.skip == 1
+    assert not any(none.structured.values())
+    with pytest.raises(ValueError, match="skip"):
+        whole.thinned(-1)
+
+
 def test_always_overrides_skip(grey, monkeypatch):
     calls = []
     monkeypatch.setitem(degradation.OPERATIONS, "jpeg", lambda i, r, s: calls.append(1) or i)

@@ -63,6 +63,16 @@ def test_only_the_chosen_parts_change(config, run, tmp_path, parts):
     assert changed == set(parts)
 
 
+def test_the_tone_is_trained_alone(config, run, tmp_path):
+    network = dataclasses.replace(config().network, tone_channels=4)
+    run(config(network=network, parts=("tone",)), steps=3)
+    torch.manual_seed(3)
+    before, after = PikFix(network).state_dict(), weights_of(tmp_path / "run")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("restoration.tone.") for name in changed)
+
+
 @pytest.mark.parametrize(("color_input", "reaches"), [("restored", False), ("joint", True)])
 def test_the_colour_losses_reach_the_restoration_only_when_joint(
     config, run, tmp_path, color_input, reaches

@@ -66,6 +66,30 @@ def test_chroma_l1_plain_and_weighted(noise):
     assert float(losses.chroma_l1(ours, truth, 2.0)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_detail_is_l1_after_the_best_cubic_curve(noise):
+    truth = noise(2, 1, 24, 24, seed=1)
+    ours = truth**3 * 0.4 + 0.5 * truth + 0.2 + 0.1 * noise(2, 1, 24, 24, seed=2)
+    expected = []
+    for a, b in zip(ours.double().numpy(), truth.double().numpy(), strict=True):
+        fitted = np.polyval(np.polyfit(a.ravel(), b.ravel(), 3), a)
+        expected.append(np.abs(fitted - b).mean())
+    assert float(losses.detail(ours, truth)) == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def test_detail_sees_noise_behind_a_wrong_exposure(noise):
+    """What it is for: L1's gradient is then one sign everywhere, whatever the noise."""
+    truth, grain = noise(1, 1, 32, 32, seed=1), 0.05 * noise(1, 1, 32, 32, seed=2)
+    ours = (0.9 * truth + 0.4 + grain).requires_grad_()
+    (plain,) = torch.autograd.grad((ours - truth).abs().mean(), ours)
+    (detail,) = torch.autograd.grad(losses.detail(ours, truth), ours)
+
+    def agreement(gradient):
+        return float(torch.corrcoef(torch.stack((gradient.ravel(), grain.ravel())))[0, 1])
+
+    assert plain.std() == 0
+    assert agreement(detail) > 0.6
+
+
 def test_perceptual_plain_and_relative(noise):
     ours = [noise(1, 3, 8, 8, seed=1), noise(1, 5, 4, 4, seed=2)]
     truth = [noise(1, 3, 8, 8, seed=3), noise(1, 5, 4, 4, seed=4)]
@@ -100,6 +124,11 @@ def test_dissimilarity_is_skimages_and_stays_in_float32():
     assert float(losses.dissimilarity(picture.detach(), picture.detach())) == pytest.approx(
         0, abs=1e-5
     )
+
+
+def test_dissimilarity_refuses_what_the_window_does_not_fit():
+    with pytest.raises(ValueError, match="at least 11, got 10 x 64"):
+        losses.dissimilarity(torch.zeros(1, 1, 64, 10), torch.zeros(1, 1, 64, 10))
 
 
 def test_distillation_is_the_mean_cosine_distance_of_centred_features(noise):

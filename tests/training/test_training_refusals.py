@@ -116,8 +116,11 @@ def test_configurations_survive_json_and_refuse_nonsense():
         {"loss": {"histogram_target": "x"}},
         {"optimizer": {"learning_rate": 0}},
         {"optimizer": {"schedule": "x"}},
+        {"data": {"light": 1.5}},
         {"parts": ["decoder"]},
         {"color_input": "x"},
     ):
         with pytest.raises(ValueError, match=r"\w"):
             TrainConfig.from_dict(preset("compact").to_dict() | changes)
+    with pytest.raises(ValueError, match="no tone to train"):
+        TrainConfig.from_dict(preset("paper").to_dict() | {"parts": ["tone"]})
