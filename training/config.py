@@ -242,7 +242,7 @@ def preset(name: str) -> TrainConfig:
     """The training options that go with a network preset.
 
     `paper`: sec. 4.1 (crops of 256, Adam 1e-4, times 0.99 each epoch, trained jointly).
-    `compact`: for hours on a CPU.
+    `compact`: for hours on a CPU, and for photos of which most have one or two kinds of damage.
 
     Raises:
         ValueError: there is no preset of that name.
@@ -257,7 +257,11 @@ def preset(name: str) -> TrainConfig:
             optimizer=OptimizerConfig(batch=8, learning_rate=1e-4, schedule="exponential"),
             color_input="joint",
         )
-    return TrainConfig(network=network, loss=LossConfig(discriminator_width=32))
+    return TrainConfig(
+        network=network,
+        data=DataConfig(light=0.5),
+        loss=LossConfig(luminance=0.3, detail=1.0, discriminator_width=32),
+    )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
