@@ -61,14 +61,6 @@ class DegradationConfig:
     scan_probability: float = 0.3
     pixel_scale: float | None = None
 
-    def thinned(self, share: float) -> DegradationConfig:
-        """The same damage, each kind of it `share` (0 to 1) times as often."""
-        return replace(
-            self,
-            skip=1.0 - share * (1.0 - self.skip),
-            structured={name: share * value for name, value in self.structured.items()},
-        )
-
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 3.0:
             raise ValueError(f"strength must be between 0 and 3, got {self.strength}")
@@ -86,6 +78,14 @@ class DegradationConfig:
             raise ValueError(f"unknown degradation {unknown[0]!r}; known are {known}")
         if self.pixel_scale is not None and not self.pixel_scale > 0:
             raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
+
+    def thinned(self, share: float) -> DegradationConfig:
+        """The same damage, each kind of it `share` (0 to 1) times as often."""
+        return replace(
+            self,
+            skip=1.0 - share * (1.0 - self.skip),
+            structured={name: share * value for name, value in self.structured.items()},
+        )
 
 
 DEGRADATIONS: Mapping[str, DegradationConfig] = {
