@@ -50,6 +50,15 @@ serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 test: $(VENV)/.dev ## Run all tests (no GPU needed)
 	$(BIN)/python -m pytest -q
 
+# The client and the command line alone, on whatever Python: by default the newest there is.
+NEWEST ?= $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.*/bin/python3 2>/dev/null | sort -V | tail -1)
+.PHONY: test-base
+test-base: ## Install the base package alone on the newest Python and try the client
+	rm -rf build/base build/lib
+	$(or $(NEWEST),$(PYTHON)) -m venv build/base
+	build/base/bin/python -m pip install --quiet $(PIP_ARGS) .
+	build/base/bin/python tests/base_install.py
+
 .PHONY: bench
 bench: $(VENV)/.dev $(REPOSITORY)/manifest.json ## Measure latency and capacity (minutes, on an idle machine)
 	$(BIN)/python benchmarks/latency.py --model-repository $(REPOSITORY) --checkpoint $(CHECKPOINT)
