@@ -32,7 +32,8 @@ class ServingSettings:
         refused later.
     restore_queue_size: requests that wait before `restore`, where work begins: decoding is quick,
         so under overload this is the queue that fills. On two cores ten photos wait for
-        about eight seconds; 24 outlived clients' deadlines (benchmarks/results/capacity-24.md).
+        about eight seconds; of 24, under twice the load they could bear, most outlived the 20
+        seconds that their clients waited.
     queue_size: requests that wait before each later step.
     nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
         been begun is finished first.

@@ -191,7 +191,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             row, _ = bench.run(options.soak_share * (capacity or closed), options.soak)
             result["soak"] = {**row, "from_sample": before}
             _add_growth(result["soak"], seen.samples[before:], options.soak_from)
-        result["memory"] = seen.samples
+        minutes, megabytes = memory_by_step(seen.samples)
+        result["memory"] = {"minutes": minutes, "megabytes": megabytes}
         result["server_up"] = server.is_running()
         result["dead_instances"] = server.dead_instances()
     return result
@@ -336,8 +337,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.axhline(1000 * result["objective_s"], color="k", ls="--", label="objective")
     left.set(xlabel="offered photos/s", ylabel="ms from the intended send", yscale="log")
     left.legend()
-    minutes, megabytes = memory_by_step(result["memory"])
-    right.stackplot(minutes, list(megabytes.values()), labels=list(megabytes))
+    megabytes = result["memory"]["megabytes"]
+    right.stackplot(result["memory"]["minutes"], list(megabytes.values()), labels=list(megabytes))
     right.set(xlabel="minutes", ylabel="MB, mean of 30 s")
     right.legend(*(reversed(part) for part in right.get_legend_handles_labels()), fontsize=7,
                  loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
