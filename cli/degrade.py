@@ -19,7 +19,13 @@ from rich.progress import track
 from pikfix.cli.choices import Strength
 from pikfix.cli.plan import Job, make_plan
 from pikfix.cli.problems import FAILURE, CommandError, UsageError
-from pikfix.photos import PhotoError, decode_photo, encode_photo, write_atomically
+from pikfix.photos import (
+    PhotoError,
+    decode_photo,
+    encode_photo,
+    read_picture_file,
+    write_atomically,
+)
 from pikfix.training.degradation import (
     DEGRADATIONS,
     MIN_SIDE,
@@ -114,7 +120,11 @@ def command(
 
 
 def _degrade(job: Job, rng: np.random.Generator, config: DegradationConfig, *, mask: bool) -> None:
-    pixels = decode_photo(job.photo.read_bytes()).pixels
+    try:
+        data = read_picture_file(job.photo)
+    except OSError as error:
+        raise PhotoError("bad_photo", error.strerror or str(error)) from error
+    pixels = decode_photo(data).pixels
     if min(pixels.shape[:2]) < MIN_SIDE:
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
         raise PhotoError("bad_photo", f"{size} pixels are too few: sides of {MIN_SIDE} at least")
@@ -125,9 +135,9 @@ def _degrade(job: Job, rng: np.random.Generator, config: DegradationConfig, *, m
         image = np.repeat(image[..., None], 3, axis=2)
     degraded: Degraded = degrade(image, rng, config)
     # JPEG is left to the degradation itself: the file must hold what was drawn.
-    data, _ = encode_photo(_bytes(degraded.image), job.format, quality=95)
+    result, _ = encode_photo(_bytes(degraded.image), job.format, quality=95)
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(job.output, data)
+    write_atomically(job.output, result)
     if mask:
         write_atomically(_mask_path(job), encode_photo(_bytes(degraded.mask), "png")[0])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pikfix.cli.problems import UsageError, explain_os
 from pikfix.client._results import SUFFIX_FORMATS
+from pikfix.photos import why_unreadable
 
 # What a folder is searched for. A file named outright is sent whatever its suffix.
 PICTURE_SUFFIXES = frozenset(
@@ -74,7 +75,7 @@ def _single(photo: Path, out: Path, format: str | None) -> Plan:
         )
     if format not in (None, named):
         raise UsageError(f"--format {format} and the name {out} contradict each other")
-    reason = _why_unreadable(photo)
+    reason = why_unreadable(photo)
     if reason is not None:
         return Plan(unreadable=[(photo, reason)])
     return Plan(jobs=[Job(photo, out, named)])
@@ -89,22 +90,18 @@ def _into_folder(photos: Sequence[Path], out: Path, format: str | None) -> Plan:
     for given in photos:
         if given.is_dir():
             for photo in _search(given, out, plan):
-                plan.jobs.append(_job(photo, out, photo.relative_to(given), format))
+                reason = why_unreadable(photo)
+                if reason is None:
+                    plan.jobs.append(_job(photo, out, photo.relative_to(given), format))
+                else:
+                    plan.unreadable.append((photo, reason))
             continue
-        reason = _why_unreadable(given)
+        reason = why_unreadable(given)
         if reason is None:
             plan.jobs.append(_job(given, out, Path(given.name), format))
         else:
             plan.unreadable.append((given, reason))
     return plan
-
-
-def _why_unreadable(path: Path) -> str | None:
-    try:
-        with path.open("rb"):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
@@ -113,12 +110,12 @@ def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
     def note(error: OSError) -> None:
         plan.unreadable.append((Path(str(error.filename or folder)), explain_os(error)))
 
-    results = out.resolve()
+    results = _real(out)
     for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (Path(place) / name).resolve() != results
+            if not name.startswith(".") and _real(Path(place) / name) != results
         )
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
@@ -133,6 +130,11 @@ def _job(photo: Path, out: Path, relative: Path, format: str | None) -> Job:
     return Job(photo, out / relative, chosen)
 
 
+def _real(path: Path) -> Path:
+    """The path without links; of a link to itself, which `Path.resolve` refuses, what it is."""
+    return Path(os.path.realpath(path))
+
+
 def _refuse_collisions(jobs: list[Job]) -> None:
     """Drop photos named twice; refuse two photos with one result."""
     first: dict[Path, Job] = {}
@@ -140,7 +142,7 @@ def _refuse_collisions(jobs: list[Job]) -> None:
         other = first.setdefault(job.output, job)
         if other is job:
             continue
-        if other.photo.resolve() != job.photo.resolve():
+        if _real(other.photo) != _real(job.photo):
             raise UsageError(
                 f"{other.photo} and {job.photo} would both become {job.output}; restore them "
                 "into different folders"
@@ -149,9 +151,9 @@ def _refuse_collisions(jobs: list[Job]) -> None:
 
 
 def _refuse_replacing(jobs: Sequence[Job], references: Sequence[Path]) -> None:
-    inputs = {path.resolve() for path in [*(job.photo for job in jobs), *references]}
+    inputs = {_real(path) for path in [*(job.photo for job in jobs), *references]}
     for job in jobs:
-        if job.output.resolve() in inputs:
+        if _real(job.output) in inputs:
             raise UsageError(
                 f"the result {job.output} would replace an input; give another place with -o"
             )

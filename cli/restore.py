@@ -19,6 +19,7 @@ from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
 from pikfix.cli.references import LibraryReferences, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient
+from pikfix.photos import read_picture_file
 
 # A supervised server needs this long to load its models again.
 _PRIVATE_PATIENCE = 120.0
@@ -217,7 +218,7 @@ def _references(
             return choose_here(library, force=force, count=count)
         # The private server chooses, while the networks work on other photos.
         serve_from(library, count)
-    sent = [path.read_bytes() for path in files]
+    sent = [read_picture_file(path) for path in files]
     for path, data in zip(files, sent, strict=True):
         if not data:
             raise CommandError(f"the reference {path} is empty")

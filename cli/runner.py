@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from pikfix.cli.plan import Job
 from pikfix.cli.problems import CommandError, explain
+from pikfix.cli.threads import in_daemon_thread
 from pikfix.client import (
     AccessDeniedError,
     AsyncPikFixClient,
@@ -27,6 +28,7 @@ from pikfix.client import (
     TlsError,
     WrongServerError,
 )
+from pikfix.photos import read_picture_file
 
 # After one of these no later photo can fare better.
 _HOPELESS = (
@@ -208,7 +210,7 @@ class Run:
 
     async def _restore(self, job: Job, client: AsyncPikFixClient) -> RestoredPhoto:
         settings = self.settings
-        photo = await asyncio.to_thread(job.photo.read_bytes)
+        photo = await in_daemon_thread(read_picture_file, job.photo)
         references: Sequence[bytes] = ()
         if settings.color:
             references = await asyncio.to_thread(settings.references, photo)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from pikfix.client._errors import (
     InvalidReferenceError,
     InvalidTensorError,
 )
+from pikfix.photos import read_picture_file
 
 PhotoLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
@@ -65,7 +65,7 @@ def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tup
             raise error("the bytes given are empty")
         return data, False
     if isinstance(photo, (str, os.PathLike)):
-        data = Path(photo).read_bytes()
+        data = read_picture_file(photo)
         if not data:
             raise error(f"the file {os.fspath(photo)} is empty")
         return data, False

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import centre_crop, load_resized, mean_chroma, split_lab
+from pikfix.photos import read_picture_file
 from pikfix.photos.tint import MIN_CHROMA
 from pikfix.references import LibraryError
 from pikfix.references.library import CANDIDATES, Library, suitable
@@ -113,4 +114,4 @@ class LuminanceChooser:
 
 def file_digest(path: Path) -> bytes:
     """Digest of a file's bytes: a copy under another name is still the same photo."""
-    return hashlib.sha256(path.read_bytes()).digest()
+    return hashlib.sha256(read_picture_file(path)).digest()

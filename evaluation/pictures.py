@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
+from pikfix.photos import open_picture
 
 CROP = 256
 """Side of the square that every figure is measured on."""
@@ -47,7 +48,7 @@ def find_pictures(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is not a folder: give a folder of photos")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not found:
         raise EvaluationError(f"no photos in {folder}: expected files such as .jpg or .png")
     return found
@@ -60,10 +61,13 @@ def load_resized(path: Path) -> Tensor:
         EvaluationError: the file cannot be read as a picture.
     """
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as file, Image.open(file) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise EvaluationError(f"cannot read {path}: no picture, or damaged") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"cannot read {path} as a picture: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise EvaluationError(f"cannot read {path} as a picture: {reason}") from error
     factor = CROP / min(photo.size)
     size = (max(CROP, round(photo.width * factor)), max(CROP, round(photo.height * factor)))
     if photo.size != size:

@@ -18,7 +18,12 @@ from pikfix.photos.color import (
 from pikfix.photos.decode import DEFAULT_MAX_PIXELS, Photo, decode_photo
 from pikfix.photos.encode import encode_photo
 from pikfix.photos.errors import ErrorCode, PhotoError
-from pikfix.photos.files import write_atomically
+from pikfix.photos.files import (
+    open_picture,
+    read_picture_file,
+    why_unreadable,
+    write_atomically,
+)
 from pikfix.photos.padding import (
     DEFAULT_BUCKET_SIDES,
     bucket_shape,
@@ -46,9 +51,12 @@ __all__ = [
     "has_colours",
     "lab_planes",
     "lab_to_rgb",
+    "open_picture",
     "pad_reflect",
     "photo_luminance",
+    "read_picture_file",
     "rgb_to_lab",
     "tint_of",
+    "why_unreadable",
     "write_atomically",
 ]

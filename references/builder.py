@@ -124,13 +124,16 @@ def _find(pictures: Path, library: Path) -> dict[Key, Path]:
     for path in sorted(pictures.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
-        if own in path.resolve().parents and own != pictures.resolve():
+        reachable = path.exists()  # False of a link to nothing or to itself
+        if path.is_dir() or (
+            reachable and own in path.resolve().parents and own != pictures.resolve()
+        ):
             continue
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            status = path.stat()
-            if path.is_file():
-                name = path.relative_to(pictures).as_posix()
-                found[name, status.st_size, status.st_mtime_ns] = path
+            # What is no file to read is left out with its reason later.
+            status = path.stat() if reachable else path.lstat()
+            name = path.relative_to(pictures).as_posix()
+            found[name, status.st_size, status.st_mtime_ns] = path
     if not found:
         raise LibraryError(f"there are no pictures in {pictures}: expected .jpg, .png, .tif, ...")
     return found

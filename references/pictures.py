@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, tint_of
+from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, read_picture_file, tint_of
 from pikfix.references import agreement
 from pikfix.references.errors import LibraryError
 
@@ -73,7 +73,7 @@ def read_pixels(path: Path, shrink_to: int = 2 * SIDE) -> npt.NDArray[np.uint8]:
         PhotoError: it is no picture, or a damaged one.
         OSError: it cannot be read.
     """
-    pixels = decode_photo(path.read_bytes(), shrink_to=shrink_to).pixels
+    pixels = decode_photo(read_picture_file(path), shrink_to=shrink_to).pixels
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * 255.0).astype(np.uint8)
     return pixels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,20 +77,26 @@ class Arguments:
         """Every --model-repository, as given."""
         return [value for flag in _REPOSITORY for value in self.all(flag)]
 
-    def with_absolute_repositories(self) -> list[str]:
-        """The words with local repository paths made absolute.
+    def with_absolute_repositories(self, link: Callable[[Path], Path]) -> list[str]:
+        """The words with local repository paths made absolute, and plain by `link`.
 
         A stub gets its model's path on its command line; a relative one would depend on the
         working directory of two processes.
         """
+
+        def reachable(repository: str) -> str:
+            if not repository or is_remote(repository):
+                return repository
+            return str(link(Path(absolute(repository))))
+
         words = list(self.words)
         for flag, index in self._positions:
             if flag not in _REPOSITORY:
                 continue
             if "=" in words[index]:
-                words[index] = f"{flag}={absolute(words[index].partition('=')[2])}"
+                words[index] = f"{flag}={reachable(words[index].partition('=')[2])}"
             elif index + 1 < len(words):
-                words[index + 1] = absolute(words[index + 1])
+                words[index + 1] = reachable(words[index + 1])
         return words
 
     def endpoints(self, default_address: str) -> list[Endpoint]:

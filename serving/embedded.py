@@ -6,12 +6,15 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pikfix.serving.errors import ServingError
+from pikfix.serving.links import Link
 
 INSTALL_COMMAND = 'pip install "pikfix[server]"'
 BACKENDS = Path(__file__).parent / "backends"
@@ -59,12 +62,8 @@ def on_path() -> Path | None:
 
 def libpython() -> Path | None:
     """The shared libpython of the running interpreter, which the stub links to; None without."""
-    names = [
-        name
-        for key in ("INSTSONAME", "LDLIBRARY")
-        if ".so" in (name := str(sysconfig.get_config_var(key) or ""))
-    ]
-    names.append(f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0")
+    # The one name that the stub asks for; what a build calls its library besides is of no use.
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     folders = [
         str(sysconfig.get_config_var("LIBDIR") or ""),
         f"{sys.base_prefix}/lib",
@@ -74,10 +73,9 @@ def libpython() -> Path | None:
     ]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     folders += [f"{folder}/{multiarch}" for folder in folders[:4] if folder and multiarch]
-    for name in names:
-        for folder in folders:
-            if folder and (Path(folder) / name).is_file():
-                return Path(folder) / name
+    for folder in folders:
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder) / name
     return None
 
 
@@ -140,18 +138,46 @@ def find() -> Installation:
     )
 
 
-def environment(installation: Installation) -> dict[str, str]:
-    """The environment to start the server in."""
+def environment(installation: Installation, link: Link) -> dict[str, str]:
+    """The environment to start the server in; `link` gives plain paths for what it lists."""
     env = dict(os.environ)
     if not installation.embedded:
         env[GUARD] = "1"
         return env
     given = [env["LD_LIBRARY_PATH"]] if env.get("LD_LIBRARY_PATH") else []
-    env["LD_LIBRARY_PATH"] = os.pathsep.join([*map(str, installation.libraries), *given])
+    libraries = [str(link(folder)) for folder in installation.libraries]
+    env["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *given])
     # The stub's embedded interpreter finds its environment as `python3` on the PATH; without
-    # this, a virtual environment that is not activated would lose its packages.
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    # this, a virtual environment that is not activated would lose its packages. It looks for
+    # `pyvenv.cfg` one folder up, so the link is to that folder.
+    scripts = Path(sys.executable).parent
+    if os.pathsep in str(scripts):
+        scripts = link(scripts.parent) / scripts.name
+    env["PATH"] = os.pathsep.join([str(scripts), env.get("PATH", os.defpath)])
     return env
+
+
+def check_stub(stub: Path, env: Mapping[str, str]) -> None:
+    """Raise ServingError if the stub cannot be run at all.
+
+    The server would not notice and wait for it without limit. Without arguments a stub says so
+    and ends with 1, before Python starts in it.
+    """
+    try:
+        done = subprocess.run(
+            [str(stub)], env=env, capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    else:
+        if done.returncode == 1:
+            return
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else f"it ended with {done.returncode}"
+    raise ServingError(
+        f"the server's python steps cannot start: {reason}; `pikfix doctor` says what this Python "
+        "lacks, or use the NGC container nvcr.io/nvidia/tritonserver"
+    )
 
 
 def build_backends(installation: Installation, folder: Path) -> Path:

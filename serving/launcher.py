@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from pikfix.serving import embedded, preflight
-from pikfix.serving.arguments import Arguments
+from pikfix.serving.arguments import Arguments, Endpoint
+from pikfix.serving.errors import ServingError
+from pikfix.serving.links import Links
 from pikfix.serving.rundir import RunFolder, sweep
+from pikfix.serving.startup import EVERY_S, StartWatch
 
 # With these a stop ends within ten seconds: tritonserver waits this long for requests in flight,
 # then the launcher kills what is left.
@@ -54,36 +57,56 @@ def default_words(arguments: Arguments, is_embedded: bool) -> list[str]:
     return words
 
 
-def command_line(
+def prepare(
     arguments: Arguments, installation: embedded.Installation, run: RunFolder
-) -> list[str]:
-    """The server's command line."""
+) -> tuple[list[str], dict[str, str]]:
+    """Fill the run's folder; the server's command line and environment.
+
+    Raises ServingError where the folder cannot be filled or the stub in it cannot be run.
+    """
+    links = Links(run.path / "links")
     words = default_words(arguments, installation.embedded)
-    if installation.embedded and not arguments.has("--backend-directory"):
-        words.append(f"--backend-directory={embedded.build_backends(installation, run.path)}")
-    if not any("shm-region-prefix-name" in v for v in arguments.all("--backend-config")):
-        words.append(f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}")
-    return [str(installation.binary), *words, *arguments.with_absolute_repositories()]
+    try:
+        env = embedded.environment(installation, links)
+        if installation.embedded and not arguments.has("--backend-directory"):
+            backends = embedded.build_backends(installation, run.path)
+            embedded.check_stub(backends / "python" / embedded.STUB, env)
+            words.append(f"--backend-directory={backends}")
+        if not any("shm-region-prefix-name" in v for v in arguments.all("--backend-config")):
+            words.append(f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}")
+        words += arguments.with_absolute_repositories(links)
+    except OSError as error:  # shutil.Error is one, with a list of reasons and no number
+        raise ServingError(
+            f"the server's files cannot be put into {run.path.parent}: "
+            f"{error.strerror or 'copying failed'}; make room, or set TMPDIR to another place"
+        ) from error
+    return [str(installation.binary), *words], env
 
 
 def check(arguments: Arguments, installation: embedded.Installation) -> str | None:
     """Everything that can be known to fail before a start; ServingError, or a warning."""
     for repository in arguments.repositories:
         preflight.check_repository(repository)
-    address = "127.0.0.1" if installation.embedded else "0.0.0.0"
-    preflight.check_ports(arguments.endpoints(address))
+        preflight.check_names(repository, every_backend=installation.embedded)
+    preflight.check_shell()
+    preflight.check_ports(arguments.endpoints(default_address(installation)))
     return preflight.check_shared_memory()
+
+
+def default_address(installation: embedded.Installation) -> str:
+    """Where the server listens if no flag says so."""
+    return "127.0.0.1" if installation.embedded else "0.0.0.0"
 
 
 def launch(words: Sequence[str], warn: Callable[[str], None]) -> int:
     """Run a server until it ends; its exit code, or 128 + signal if a signal killed it.
 
-    Raises ServingError before the start if it cannot succeed.
+    Raises ServingError before the start if it cannot succeed, or where a stub dies in it.
     """
     arguments = Arguments(words)
     installation = embedded.find()
-    env = embedded.environment(installation)
     if arguments.help:
+        env = embedded.environment(installation, link=lambda path: path)
         return subprocess.call([str(installation.binary), *words], env=env)
     sweep()
     warning = check(arguments, installation)
@@ -92,10 +115,11 @@ def launch(words: Sequence[str], warn: Callable[[str], None]) -> int:
     grace = arguments.integer("--exit-timeout-secs", EXIT_TIMEOUT_S) + KILL_AFTER_S
     # The handlers stand before there is anything to clean up.
     with _signals() as signals, RunFolder() as run:
-        command = command_line(arguments, installation, run)
+        command, env = prepare(arguments, installation, run)
         if signals[1]:
             return 128 + signals[1][0]
-        return _supervise(command, env, run.lock_fd, grace, signals)
+        endpoints = arguments.endpoints(default_address(installation))
+        return _supervise(command, env, run.lock_fd, grace, signals, endpoints=endpoints)
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:
@@ -140,6 +164,8 @@ def _supervise(
     lock_fd: int,
     grace: float,
     signals: tuple[int, list[int]],
+    *,
+    endpoints: Sequence[Endpoint],
 ) -> int:
     parent_fd = int(env.pop(PARENT_FD, "-1"))
     wakeup, stops = signals
@@ -158,8 +184,15 @@ def _supervise(
     watched = [wakeup] + ([parent_fd] if parent_fd >= 0 else [])
     asked = 0  # stop requests answered so far
     kill_at: float | None = None
+    watch = StartWatch(child.pid, endpoints)
+    problem: str | None = None
     while not _has_ended(child.pid):
         wait = None if kill_at is None else max(0.0, kill_at - time.monotonic())
+        if kill_at is None and problem is None and not watch.over:
+            wait = EVERY_S
+            problem = watch.problem()
+            if problem is not None:
+                kill_at, wait = time.monotonic(), 0.0
         readable, _, _ = select.select(watched, [], [], wait)
         if wakeup in readable:
             with contextlib.suppress(BlockingIOError):
@@ -181,6 +214,8 @@ def _supervise(
     _kill_group(child.pid)
     code = child.wait()
     _wait_for_group(child.pid)
+    if problem is not None:
+        raise ServingError(problem)
     if code < 0:
         return 128 - code
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from pikfix.serving.arguments import Endpoint, absolute, is_remote
 from pikfix.serving.errors import ServingError
+from pikfix.serving.links import is_plain
 
 EXPORT_COMMAND = "pikfix export checkpoints/compact.safetensors"
 SUB_NETS = ("restore", "similarity", "colorize")
@@ -55,17 +57,26 @@ def check_repository(repository: str) -> None:
     """
     if is_remote(repository):
         return
-    path = Path(absolute(repository))
+    try:
+        _check_local(Path(absolute(repository)))
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        where = getattr(error, "filename", None) or repository
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ServingError(
+            f"model repository {repository} cannot be read: {where}: {reason}; "
+            "give another, or change its permissions"
+        ) from None
+
+
+def _check_local(path: Path) -> None:
     if not path.is_dir():
         raise ServingError(
-            f"model repository {path} does not exist; in the project's folder, "
-            f"`{EXPORT_COMMAND}` writes one"
+            f"model repository {path} {'is no folder' if path.exists() else 'does not exist'}; "
+            f"in the project's folder, `{EXPORT_COMMAND}` writes one"
         )
-    try:
-        models = models_in(path)
-    except PermissionError as error:
-        raise ServingError(f"model repository {path} cannot be read: {error}") from None
+    models = models_in(path)
     _check_strays(path, models)
+    _check_readable(path, models)
     if not models:
         raise ServingError(f"model repository {path} holds no model; run `{EXPORT_COMMAND}`")
     if not {*SUB_NETS, *STEPS} & set(models):
@@ -76,6 +87,44 @@ def check_repository(repository: str) -> None:
             f"model repository {path} has no exported {', '.join(missing)} "
             f"({missing[0]}/1/model.onnx is missing); run `{EXPORT_COMMAND}`"
         )
+
+
+def _check_readable(repository: Path, models: Iterable[str]) -> None:
+    """Raise OSError for the first file that the server would have to read and may not."""
+    for name in models:
+        for file in [repository / name / "config.pbtxt", *(repository / name).glob("*/model.*")]:
+            if file.is_file():
+                with file.open("rb"):
+                    pass
+
+
+def check_names(repository: str, *, every_backend: bool) -> None:
+    """Raise ServingError for a model whose name the python backend's shell takes apart.
+
+    A link can stand in for the path of a repository, but not for a model's name. With
+    `every_backend` all models but ensembles run on the python backend.
+    """
+    if is_remote(repository):
+        return
+    path = Path(absolute(repository))
+    for name in models_in(path):
+        if is_plain(name):
+            continue
+        config = path / name / "config.pbtxt"
+        text = config.read_text(errors="replace") if config.is_file() else ""
+        kind = re.search(r"^\s*(?:backend|platform)\s*:\s*\"(\w+)\"", text, re.MULTILINE)
+        backend = kind[1] if kind else "python"
+        if backend == "python" or (every_backend and backend != "ensemble"):
+            raise ServingError(
+                f"model repository {path} holds the model {name!r}, whose name the python backend "
+                "cannot start: rename it to letters, digits, '.', '_' and '-'"
+            )
+
+
+def check_shell() -> None:
+    """Raise ServingError without bash, by which the python backend starts its processes."""
+    if shutil.which("bash") is None:
+        raise ServingError("the server starts its python steps through bash; install bash")
 
 
 def _check_strays(repository: Path, models: list[str]) -> None:
@@ -162,6 +211,12 @@ def shared_memory(path: Path = SHM) -> tuple[int, int]:
 def check_shared_memory(path: Path = SHM) -> str | None:
     """Raise ServingError if /dev/shm cannot hold a start; return a warning if it is small."""
     size, free = shared_memory(path)
+    if size == 0 or not os.access(path, os.W_OK | os.X_OK):
+        raise ServingError(
+            f"{path}, where server and steps exchange pictures, "
+            f"{'is missing' if size == 0 else 'cannot be written to'}; mount it "
+            f"(`mount -t tmpfs -o mode=1777,size=2g tmpfs {path}`)"
+        )
     if free < SHM_REQUIRED:
         raise ServingError(
             f"{path} has {free >> 20} MiB free of {size >> 20} MiB and the server needs "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ _STUB = "triton_python_b"  # the kernel keeps 15 characters of a process's name
 # Words of a stub's command line: path, model file, region, two sizes, parent, location, offset,
 # instance name, runtime folder.
 _INSTANCE_WORD = 8
+# Of /proc/net/tcp: the state of a listening socket, and the inode's place behind the state.
+_LISTEN = "0A"
+_INODE_FIELD = 5
+_EXIT_CODE_FIELD = 49  # the 52nd of /proc/PID/stat, counted from the state
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,43 @@ def stubs(server_pid: int) -> dict[int, str]:
         if len(words) > _INSTANCE_WORD:
             found[process.pid] = words[_INSTANCE_WORD].decode()
     return found
+
+
+def dead_stubs(server_pid: int) -> dict[int, int]:
+    """Stubs that have ended and that their tritonserver has not noticed: number -> wait status.
+
+    The stub's shell counts as one: what cannot be started ends as `bash`.
+    """
+    found = {}
+    for process in processes():
+        if process.parent != server_pid or process.state != "Z":
+            continue
+        if process.name not in (_STUB, "bash"):
+            continue
+        try:
+            text = Path(f"/proc/{process.pid}/stat").read_text()
+        except OSError:
+            continue  # reaped in between
+        found[process.pid] = int(text[text.rindex(")") + 2 :].split()[_EXIT_CODE_FIELD])
+    return found
+
+
+def listening_ports(pids: list[int]) -> set[int]:
+    """TCP ports on which one of the processes listens."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(str(entry.readlink()))
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == _LISTEN and f"socket:[{rest[_INODE_FIELD]}]" in sockets:
+                    ports.add(int(local.rpartition(":")[2], 16))
+    return ports
 
 
 def peak_memory(pids: list[int]) -> int:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from pikfix.serving.errors import ServingError
+from pikfix.serving.links import is_plain
 from pikfix.serving.preflight import SHM
 
 FOLDER_PREFIX = "pikfix-tritonserver-"
@@ -28,12 +29,24 @@ _UNFINISHED_AFTER_S = 3600.0
 
 
 def base_folders() -> list[Path]:
-    """Where run folders may lie, best first: the temporary folder, then the user's cache."""
+    """Where run folders may lie, best first.
+
+    The temporary folder, the user's cache, then what every system has: the first two are the
+    user's to name, and only a plain path (see `links`) will do.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError):  # no temporary folder can be written to
+        found.append(Path(tempfile.gettempdir()))
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return [Path(tempfile.gettempdir()), Path(cache).expanduser() / "pikfix"]
+    with contextlib.suppress(RuntimeError):  # no home folder
+        found.append(Path(cache).expanduser() / "pikfix")
+    found += [Path("/tmp"), Path("/var/tmp"), Path(f"/run/user/{os.geteuid()}"), SHM]
+    return list(dict.fromkeys(folder.absolute() for folder in found))
 
 
-def _may_execute(folder: Path) -> bool:
+def _is_usable(folder: Path) -> bool:
+    if not is_plain(folder):
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return os.access(folder, os.W_OK | os.X_OK) and not (
@@ -59,17 +72,26 @@ def remove_regions(prefix: str, shm: Path = SHM) -> int:
     return len(found)
 
 
+def _make_folder(bases: list[Path]) -> Path:
+    reason = "read-only, noexec, or of a name with blanks or signs"
+    for base in bases:
+        if _is_usable(base):
+            try:
+                return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
+            except OSError as error:  # full, or out of inodes
+                reason = error.strerror or str(error)
+    tried = ", ".join(map(str, bases))
+    raise ServingError(
+        f"no folder to start from: {tried} cannot be used ({reason}); set TMPDIR to one that can "
+        "be written to and executed from, with a plain name"
+    )
+
+
 class RunFolder:
     """The locked private folder of one run; a context manager that removes all it stands for."""
 
     def __init__(self, base: Path | None = None):
-        usable = [base] if base is not None else [b for b in base_folders() if _may_execute(b)]
-        if not usable:
-            raise ServingError(
-                "no folder to start from: the temporary folder and the user's cache are read-only "
-                "or noexec; set TMPDIR to one that is neither"
-            )
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=usable[0]))
+        self.path = _make_folder(base_folders() if base is None else [base])
         self.shm_prefix = f"pikfix-{secrets.token_hex(6)}-"
         self.lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.lock_fd, fcntl.LOCK_EX)

@@ -26,9 +26,10 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from pikfix.serving import launcher, preflight, processes
-from pikfix.serving.arguments import Endpoint
+from pikfix.serving.arguments import Arguments, Endpoint
 from pikfix.serving.errors import ServingError
 from pikfix.serving.health import Health, canary
+from pikfix.serving.start_log import StartLog
 from pikfix.serving.supervisor import Supervisor
 
 logger = logging.getLogger("pikfix.serving")
@@ -37,6 +38,8 @@ LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 120.0
 _STOP_LIMIT_S = launcher.EXIT_TIMEOUT_S + launcher.KILL_AFTER_S + 1.0
 _PORT_ATTEMPTS = 3
+# A server whose sockets cannot be seen from here, as one behind a wrapper, is then taken for open.
+_LISTENS_AFTER_S = 2.0
 _ANY_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 # The working directory, which `-c` puts first on the path, may hold a folder named like a module.
@@ -44,7 +47,6 @@ _LAUNCHER = (
     "import sys; sys.path = [p for p in sys.path if p]; "
     "from pikfix.serving.tritonserver import main; sys.exit(main())"
 )
-_LOAD_FAILURE = re.compile(r"failed to load '([^']+)' version \d+: (.*)")
 
 
 class RunningServer:
@@ -69,11 +71,7 @@ class RunningServer:
         self.restarts = 0
         self._words = list(words)
         self._own_log = log_file is None
-        self.log_file = (
-            Path(tempfile.mkdtemp(prefix="pikfix-server-")) / "tritonserver.log"
-            if log_file is None
-            else log_file
-        )
+        self.log_file = _temporary_log() if log_file is None else log_file
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._parent_pipe = -1
@@ -238,8 +236,8 @@ class RunningServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _spawn(self) -> None:
-        words = [
+    def _flags(self) -> list[str]:
+        return [
             f"--model-repository={self.model_repository}",
             f"--grpc-port={self.grpc_port}",
             f"--http-port={self.http_port}",
@@ -247,14 +245,16 @@ class RunningServer:
             *(f"--{name}-address={self.address}" for name in ("grpc", "http", "metrics")),
             *self._words,
         ]
+
+    def _spawn(self) -> None:
         reader, self._parent_pipe = os.pipe()
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("ab") as log:
                 self._log_start = log.tell()
                 # A session of its own: ctrl-C must reach the owner alone, who then stops it.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _LAUNCHER, *words],
+                    [sys.executable, "-c", _LAUNCHER, *self._flags()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -262,6 +262,11 @@ class RunningServer:
                     pass_fds=(reader,),
                     start_new_session=True,
                 )
+        except OSError as error:
+            raise ServingError(
+                f"the server's log {self.log_file} cannot be written: "
+                f"{error.strerror or error}; give another place, or make room"
+            ) from error
         finally:
             os.close(reader)
 
@@ -289,17 +294,37 @@ class RunningServer:
     def _wait_until_ready(self, timeout_s: float) -> None:
         assert self._process is not None
         end = time.monotonic() + timeout_s
+        answers_since: float | None = None
         while time.monotonic() < end:
             if self._process.poll() is not None:
-                raise ServingError(self._why_ended())
+                raise ServingError(self._log().why_ended())
             if self._stopping.is_set():
                 raise ServingError("the server has been stopped")
-            if self._is_ready():
-                return
+            if answers_since is not None or self._is_ready():
+                answers_since = answers_since or time.monotonic()
+                if self._listens() or time.monotonic() - answers_since > _LISTENS_AFTER_S:
+                    return
+            # The server itself ends only once every other model has been loaded.
+            failure = self._log().failure()
+            if failure is not None:
+                raise ServingError(failure)
             time.sleep(0.1)
         raise ServingError(
-            f"the server was not ready after {timeout_s:.0f} s; its log is {self.log_file}"
+            f"the server was not ready after {timeout_s:.0f} s{self._log().still_loading()}; "
+            f"its log is {self.log_file}"
         )
+
+    def _log(self) -> StartLog:
+        return StartLog(self.log_file, self._log_start)
+
+    def _listens(self) -> bool:
+        """Whether every endpoint is open: gRPC, the first, answers before the others are."""
+        pid = self.server_pid
+        if pid is None:
+            return False
+        wanted = {endpoint.port for endpoint in Arguments(self._flags()).endpoints(self.address)}
+        pids = [pid, *(process.pid for process in processes.descendants(pid))]
+        return wanted <= processes.listening_ports(pids)
 
     def _is_ready(self) -> bool:
         # gRPC would wait longer and longer between its attempts to connect.
@@ -316,22 +341,15 @@ class RunningServer:
         finally:
             client.close()
 
-    def _why_ended(self) -> str:
-        """One line from the log of the start that failed."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_start)
-            lines = log.read().decode(errors="replace").splitlines()
-        own = [line for line in lines if line.startswith("tritonserver: ")]
-        errors = [line for line in own if not line.startswith("tritonserver: warning")]
-        if errors:
-            return errors[-1].removeprefix("tritonserver: ")
-        for line in lines:
-            found = _LOAD_FAILURE.search(line)
-            if found:
-                reason = " ".join(found[2].strip('"').split())
-                return f"model {found[1]} failed to load: {reason}; the log is {self.log_file}"
-        last = next((line for line in reversed(lines) if line.strip()), "no output")
-        return f"the server ended before it was ready: {last.strip()}; the log is {self.log_file}"
+
+def _temporary_log() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="pikfix-server-")) / "tritonserver.log"
+    except OSError as error:
+        raise ServingError(
+            f"no temporary folder for the server's log: {error.strerror or error}; "
+            "make room, or set TMPDIR to a folder that can be written to"
+        ) from error
 
 
 def start_server(

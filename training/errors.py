@@ -11,5 +11,6 @@ class TrainingError(Exception):
 
 def in_one_line(error: BaseException) -> str:
     """What another library's error says, short enough to be quoted."""
-    text = " ".join(str(error).split())
+    said = error.strerror if isinstance(error, OSError) else None
+    text = " ".join((said or str(error)).split())
     return text[:_LONGEST] or type(error).__name__

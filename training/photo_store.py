@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pikfix.photos import open_picture
 from pikfix.training.errors import TrainingError, in_one_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -95,7 +96,7 @@ def find_photos(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
-        and path.is_file()
+        and not path.is_dir()  # what is no file is left out with its reason, see `_decode`
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
@@ -149,7 +150,7 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
 def _decode(path: Path, side: int) -> Pixels | str:
     """Pixels of a usable photo, or why it is none."""
     try:
-        with Image.open(path) as file:
+        with open_picture(path) as opened, Image.open(opened) as file:
             # JPEG files are decoded at a fraction of their size where that is enough.
             file.draft("RGB", (side, side))
             short = min(file.size)
@@ -159,6 +160,8 @@ def _decode(path: Path, side: int) -> Pixels | str:
             if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
                 return "grey"
             image = image.convert("RGB")
+    except UnidentifiedImageError:
+        return "unreadable: no picture, or its first bytes are damaged"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"unreadable: {in_one_line(error)}"
     if is_grey(image):
@@ -188,8 +191,9 @@ def is_grey(image: Image.Image) -> bool:
 
 def _cache_key(folder: Path, paths: list[Path], side: int) -> str:
     files = [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        (path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
         for path in paths
+        for status in [path.stat() if path.exists() else path.lstat()]
     ]
     return hashlib.sha256(json.dumps([_CACHE_VERSION, side, files]).encode()).hexdigest()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from odd_files import make_odd_files
 from PIL import Image
 
 from pikfix.cli.main import main
@@ -137,3 +139,30 @@ def test_degrade_never_replaces_its_input(call, photos):
     assert code == 2
     assert "would replace an input" in err
     assert (photos / "coffee.png").read_bytes() == before
+
+
+def test_evaluate_names_what_is_no_file(call, checkpoint, photos, references, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    odd = make_odd_files(folder)
+    figures = tmp_path / "figures.json"
+    words = ["evaluate", checkpoint, "--photos", folder, "--references", references]
+    code, _, _ = call(*words, "--protocol", "colorize", "--json", figures)
+    assert code == 0
+    skipped = {one["photo"]: one["reason"] for one in json.loads(figures.read_text())["skipped"]}
+    assert set(skipped) == set(odd)
+    for name, reason in odd.items():
+        assert skipped[name].startswith(f"cannot read {folder / name} as a picture: {reason}")
+
+
+def test_calibrate_skips_what_is_no_file(call, checkpoint, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(next(photos.iterdir()), folder)
+    odd = make_odd_files(folder)
+    weights = tmp_path / "a.safetensors"
+    shutil.copy(checkpoint, weights)
+    code, out, err = call("calibrate", weights, "--photos", folder)
+    assert (code, out.rpartition(": ")[2]) == (0, "measured on 1 photos\n")
+    for name, reason in odd.items():
+        assert f"skipped: cannot read {folder / name} as a picture: {reason}" in err

@@ -1,4 +1,5 @@
 import fcntl
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_files import make_odd_files
 from PIL import Image
 
 from pikfix.references import builder
@@ -194,3 +196,14 @@ def test_a_library_may_lie_among_its_pictures_and_move_with_them(pictures, tmp_p
     pictures.rename(moved)
     library = Library(moved / "library")
     assert library.pictures == Path(moved).resolve()
+
+
+def test_what_is_no_file_is_left_out_with_its_reason(pictures, tmp_path, checkpoint):
+    folder = tmp_path / "photos"
+    shutil.copytree(pictures, folder)
+    odd = make_odd_files(folder)
+    built = build_library(folder, tmp_path / "library", backbone=checkpoint)
+    assert built.usable == 18
+    reasons = {one.name: one.reason for one in built.left_out}
+    for name, reason in odd.items():
+        assert reasons[name].startswith(f"{folder / name}: {reason}")

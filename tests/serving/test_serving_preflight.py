@@ -139,7 +139,7 @@ def test_arguments_in_both_forms(tmp_path, monkeypatch):
     words = "--model-repository models --http-port=9000 --reuse-grpc-port 1 --allow-metrics false"
     arguments = Arguments([*words.split(), "--model-store=more", "--log-verbose=1"])
     assert arguments.repositories == ["models", "more"]
-    assert arguments.with_absolute_repositories() == [
+    assert arguments.with_absolute_repositories(lambda path: path) == [
         "--model-repository",
         str(tmp_path / "models"),
         *words.split()[2:],
@@ -220,7 +220,7 @@ def test_backend_directory_is_private_and_complete(tmp_path):
     assert os.access(backends / "python" / embedded.STUB, os.X_OK)
     for name in ("python/libtriton_python.so", "onnxruntime/model.py"):
         assert (backends / name).is_file() and not (backends / name).is_symlink()
-    env = embedded.environment(installation)
+    env = embedded.environment(installation, link=lambda path: path)
     assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     library = embedded.libpython()
     assert library is not None and str(library.parent) in env["LD_LIBRARY_PATH"]

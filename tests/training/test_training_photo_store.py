@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from odd_files import make_odd_files
 from PIL import Image
 from skimage import data
 
@@ -133,3 +134,14 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
         photo_store.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_skipped_with_its_reason(photo_folder, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(photo_folder, folder)
+    odd = make_odd_files(folder)
+    store = open_photos(folder, 80, cache=tmp_path / "cache")
+    skipped = {one.name: one.reason for one in store.skipped}
+    assert set(skipped) == set(odd)
+    for name, reason in odd.items():
+        assert skipped[name].startswith(f"unreadable: {reason}")
