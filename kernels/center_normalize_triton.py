@@ -16,7 +16,7 @@ from pikfix.kernels import tiles
 _TILE_ELEMENTS = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def forward_kernel(
     p_features,  # [B, N, C]
     p_mean,  # [B, C] float32
@@ -41,7 +41,7 @@ def forward_kernel(
     tl.store(p_out + o_tile, b_x.to(p_out.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def backward_kernel(
     p_grad,  # [B, N, C]
     p_features,  # [B, N, C]
@@ -75,14 +75,14 @@ def block_rows(channels: int) -> int:
     return max(1, _TILE_ELEMENTS // tiles.padded(channels))
 
 
-def forward(features: Tensor, eps: float) -> Tensor:
+def forward(features: Tensor, eps: float, *, launcher: tiles.Launcher = tiles.direct) -> Tensor:
     """Launch the forward pass: [B, N, C] -> [B, N, C]."""
     features = features.contiguous()
     batch, positions, channels = features.shape
     out = torch.empty_like(features)
     rows = block_rows(channels)
     with tiles.on_device(features.device):
-        forward_kernel[(triton.cdiv(positions, rows), batch)](
+        launcher(forward_kernel)[(tiles.cdiv(positions, rows), batch)](
             p_features=features,
             p_mean=features.mean(dim=1, dtype=torch.float32),
             p_out=out,

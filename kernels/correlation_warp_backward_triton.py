@@ -41,7 +41,7 @@ def _own_rows(p_rows, o_rows, m_rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     return b_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def query_kernel(
     p_query,  # [B, N, C]
     p_key,  # [B, M, C]
@@ -115,7 +115,7 @@ def query_kernel(
         tl.store(p_best + o_row, b_best, mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def key_kernel(
     p_query,  # [B, N, C]
     p_key,  # [B, M, C]
@@ -178,7 +178,7 @@ def key_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def values_kernel(
     p_query,  # [B, N, C]
     p_key,  # [B, M, C]

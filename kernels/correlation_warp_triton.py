@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from pikfix.kernels import tiles
 
@@ -132,7 +133,7 @@ def _attend(
     return b_acc, b_max, b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "N", "M", "keys_per_split"])
 def forward_kernel(
     p_query,  # [B, N, C]
     p_key,  # [B, M, C]
@@ -214,7 +215,7 @@ def forward_kernel(
         tl.store(p_logsumexp + o_row, tl.where(b_any, b_logsumexp, empty), mask=o_n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "S"])
 def merge_kernel(
     p_parts,  # [S, R, D] float32, R = B·N rows
     p_part_confidence,  # [S, R] float32
@@ -275,8 +276,9 @@ def choose_splits(programs: int, keys: int, tile: tiles.Tile, multiprocessors: i
 
     A split gets at least four key tiles: less work than that does not pay for the merge.
     """
-    most = max(1, keys // (4 * tile.columns))
-    return max(1, min(multiprocessors // max(1, programs), most))
+    most = torch.sym_max(1, keys // (4 * tile.columns))
+    splits: int = torch.sym_max(1, torch.sym_min(multiprocessors // programs, most))
+    return splits
 
 
 def forward(
@@ -289,13 +291,85 @@ def forward(
     wide: bool = False,
     tile: tiles.Tile | None = None,
     splits: int | None = None,
+    launcher: tiles.Launcher = tiles.direct,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward pass; tile and splits default to the table of the GPU.
+
+    Nothing here looks at what a tensor holds: launches can be captured in a CUDA graph, and
+    traced with symbolic sizes by a launcher that records them.
 
     Returns:
         warped [B, N, D] in the dtype of values (float32 if wide), confidence and log-sum-exp
         [B, N] in float32. Each in memory of its own: an operator's outputs may not overlap.
     """
+    width: int | torch.SymInt = values.shape[2]
+    if not isinstance(width, int):
+        return _in_chunks(
+            query, key, values, temperature, key_mask, wide=wide, tile=tile, launcher=launcher
+        )
+    # The width is compiled in. Rounded up, few kernels serve all widths.
+    padding = -width % tiles.WIDTH_STEP
+    if padding:
+        values = F.pad(values, (0, padding))
+    warped, confidence, logsumexp = _forward(
+        query, key, values, temperature, key_mask, wide, tile, splits, launcher
+    )
+    return warped[..., :width].contiguous(), confidence, logsumexp
+
+
+def _in_chunks(
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None,
+    *,
+    wide: bool,
+    tile: tiles.Tile | None,
+    launcher: tiles.Launcher,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The warp of values whose width is not known yet: chunks of it are items of a batch."""
+    batch, queries, _ = query.shape
+    keys, width = values.shape[1:]
+    step = tiles.WIDTH_STEP
+    chunks = (width + step - 1) // step
+    padded = F.pad(values, (0, chunks * step - width))
+    folded = padded.view(batch, keys, chunks, step).transpose(1, 2).reshape(-1, keys, step)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        sizes = (batch, chunks, *tensor.shape[1:])
+        return tensor[:, None].expand(sizes).reshape(-1, *tensor.shape[1:])
+
+    warped, confidence, logsumexp = _forward(
+        repeated(query),
+        repeated(key),
+        folded,
+        temperature,
+        None if key_mask is None else repeated(key_mask),
+        wide,
+        tile,
+        None,
+        launcher,
+    )
+    warped = warped.view(batch, chunks, queries, step).transpose(1, 2)
+    whole = warped.reshape(batch, queries, chunks * step)[..., :width]
+    confidence, logsumexp = (
+        tensor.view(batch, chunks, queries)[:, 0].clone() for tensor in (confidence, logsumexp)
+    )
+    return whole.contiguous(), confidence, logsumexp
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    values: Tensor,
+    temperature: float,
+    key_mask: Tensor | None,
+    wide: bool,
+    tile: tiles.Tile | None,
+    splits: int | None,
+    launcher: tiles.Launcher,
+) -> tuple[Tensor, Tensor, Tensor]:
     query, key, values = (tensor.contiguous() for tensor in (query, key, values))
     batch, queries, channels = query.shape
     keys, width = values.shape[1:]
@@ -303,17 +377,19 @@ def forward(
     if tile is None:
         tile = table.find("forward", channels, width, query.element_size())
     block_d = min(tiles.padded(width), tile.chunk)
-    grid_n = triton.cdiv(queries, tile.rows) * triton.cdiv(width, block_d)
+    grid_n = tiles.cdiv(queries, tile.rows) * tiles.cdiv(width, block_d)
     if splits is None:
         splits = choose_splits(grid_n * batch, keys, tile, table.multiprocessors)
-    per_split = triton.cdiv(triton.cdiv(keys, splits), tile.columns) * tile.columns
-    splits = triton.cdiv(keys, per_split)
+    per_split = tiles.cdiv(tiles.cdiv(keys, splits), tile.columns) * tile.columns
+    splits = tiles.cdiv(keys, per_split)
+    # A count that is not known yet has the general form, in which one split is also merged.
+    partial = not isinstance(splits, int) or splits > 1
     out_dtype = torch.float32 if wide else values.dtype
     confidence, logsumexp = (
         query.new_empty(splits, batch, queries, dtype=torch.float32) for _ in range(2)
     )
     parts = query.new_empty(
-        splits, batch, queries, width, dtype=out_dtype if splits == 1 else torch.float32
+        splits, batch, queries, width, dtype=torch.float32 if partial else out_dtype
     )
     # The bulk-copy engine wants rows of whole 16-byte units.
     aligned = all(t.shape[2] * t.element_size() % 16 == 0 for t in (key, values))
@@ -322,7 +398,7 @@ def forward(
         tiles.provide_scratch()
     mask = key_mask.contiguous().view(torch.uint8) if key_mask is not None else query
     with tiles.on_device(query.device):
-        forward_kernel[(grid_n, splits, batch)](
+        launcher(forward_kernel)[(grid_n, splits, batch)](
             p_query=query,
             p_key=key,
             p_values=values,
@@ -342,18 +418,18 @@ def forward(
             BLOCK_C=min(tiles.padded(channels), tile.slice),
             BLOCK_D=block_d,
             HAS_MASK=key_mask is not None,
-            PARTIAL=splits > 1,
+            PARTIAL=partial,
             DESCRIPTORS=descriptors,
             PRECISION=dot_precision(query.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-        if splits == 1:
+        if not partial:
             return parts[0], confidence[0], logsumexp[0]
         warped = query.new_empty(batch, queries, width, dtype=out_dtype)
         highest, total = (query.new_empty(batch, queries, dtype=torch.float32) for _ in range(2))
         block_d = min(tiles.padded(width), 128)
-        merge_kernel[(triton.cdiv(batch * queries, 32), triton.cdiv(width, block_d))](
+        launcher(merge_kernel)[(tiles.cdiv(batch * queries, 32), tiles.cdiv(width, block_d))](
             p_parts=parts,
             p_part_confidence=confidence,
             p_part_logsumexp=logsumexp,

@@ -27,7 +27,7 @@ def _histogram(b_colour, b_centre, m_bin, inverse):
     return b_distance, b_bin / tl.sum(b_bin, 0)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "pooled_width", "pooled"])
 def forward_kernel(
     p_ab,  # [B, 2, H, W]
     p_centres,  # [2, K]
@@ -65,7 +65,7 @@ def forward_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "pooled_width", "pooled"])
 def backward_kernel(
     p_grad,  # [B, 2K, H/POOL, W/POOL]
     p_ab,  # [B, 2, H, W]
@@ -114,7 +114,14 @@ def block_pixels(bins: int) -> int:
     return max(1, min(128, _TILE_ELEMENTS // tiles.padded(bins)))
 
 
-def forward(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
+def forward(
+    ab: Tensor,
+    centres: Tensor,
+    sigma: float,
+    pool: int,
+    *,
+    launcher: tiles.Launcher = tiles.direct,
+) -> Tensor:
     """Launch the forward pass: [B, 2, H, W] and [2, K] -> [B, 2K, H/pool, W/pool]."""
     ab, centres = ab.contiguous(), centres.contiguous()
     batch, _, height, width = ab.shape
@@ -123,7 +130,7 @@ def forward(ab: Tensor, centres: Tensor, sigma: float, pool: int) -> Tensor:
     out = ab.new_empty(batch, 2 * bins, rows, columns)
     block_p = block_pixels(bins)
     with tiles.on_device(ab.device):
-        forward_kernel[(triton.cdiv(rows * columns, block_p), 2 * batch)](
+        launcher(forward_kernel)[(tiles.cdiv(rows * columns, block_p), 2 * batch)](
             p_ab=ab,
             p_centres=centres,
             p_out=out,

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ from typing import Any
 import torch
 
 _LOGGER = logging.getLogger(__name__)
+
+WIDTH_STEP = 16
+"""The launchers round the width of values up to a multiple of this, of which matrix units take
+whole ones: the width is compiled into a kernel, and each reference more would be a kernel more."""
+
+Launcher = Callable[[Any], Any]
+"""Takes a kernel and returns what is launched by `[grid](...)` in its place."""
+
+
+def direct(kernel: Any) -> Any:
+    """Launch the kernel itself."""
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,11 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def cdiv(number: int, divisor: int) -> int:
+    """Divide and round up; symbolic sizes stay symbolic."""
+    return (number + divisor - 1) // divisor
+
+
 def read_table(path: Path) -> Table:
     """Read one table."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -117,8 +135,13 @@ def table_for(device: torch.device) -> Table:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make the device current: Triton launches on the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    """Make the device current: Triton launches on the current one.
+
+    Compiled programs see to it themselves.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 @functools.cache
