@@ -91,7 +91,7 @@ def build_configs(
     configs.update(fixed_configs(settings, placement))
     for name in contract.ENSEMBLES:
         for step in configs[name].ensemble_scheduling.step:
-            _rename_outputs(step, configs[step.model_name])
+            _rename_tensors(step, configs[step.model_name])
     return configs
 
 
@@ -112,12 +112,17 @@ def fixed_configs(
     return {**steps, **ensembles}
 
 
-def _rename_outputs(step: pb.ModelEnsembling.Step, message: pb.ModelConfig) -> None:
-    """Map a step's outputs by their order, where its backend has names of its own for them."""
+def _rename_tensors(step: pb.ModelEnsembling.Step, message: pb.ModelConfig) -> None:
+    """Map a step's tensors by their order, where its backend has names of its own for them."""
     models = {m.name: m for m in (*contract.subnets(PikFixConfig()), *contract.python_steps())}
-    for tensor, output in zip(models[step.model_name].outputs, message.output, strict=True):
-        if output.name != tensor.name and tensor.name in step.output_map:
-            step.output_map[output.name] = step.output_map.pop(tensor.name)
+    model = models[step.model_name]
+    for ours, theirs, mapped in (
+        (model.inputs, message.input, step.input_map),
+        (model.outputs, message.output, step.output_map),
+    ):
+        for tensor, entry in zip(ours, theirs, strict=True):
+            if entry.name != tensor.name and tensor.name in mapped:
+                mapped[entry.name] = mapped.pop(tensor.name)
 
 
 def render(message: pb.ModelConfig) -> str:
@@ -164,7 +169,7 @@ def _subnet(model: Model, runtime: ConfiguresBackend, settings: ServingSettings)
     first = model.name == contract.SUBNETS[0]
     size = settings.restore_queue_size if first else settings.queue_size
     _schedule(message, size, settings.queue_delay_us)
-    message.model_warmup.append(_warmup(model))
+    message.model_warmup.append(_warmup(model, message))
     return message
 
 
@@ -196,13 +201,15 @@ def set_parameter(message: pb.ModelConfig, name: str, value: object) -> None:
 _WARMUP_SIDE = 256
 
 
-def _warmup(model: Model) -> pb.ModelWarmup:
+def _warmup(model: Model, message: pb.ModelConfig) -> pb.ModelWarmup:
     """One grey photo of a common bucket, so that no client pays for the first allocation."""
-    warmup = pb.ModelWarmup(name="grey photo", batch_size=1)
-    for tensor in model.inputs:
-        value = warmup.inputs[tensor.name]
-        value.data_type = _DATA_TYPES[tensor.data_type]
-        value.dims.extend(_warmup_dims(tensor))
+    # Without batching the batch is a dimension like the others.
+    leading = () if message.max_batch_size else (1,)
+    warmup = pb.ModelWarmup(name="grey photo", batch_size=min(1, message.max_batch_size))
+    for tensor, entry in zip(model.inputs, message.input, strict=True):
+        value = warmup.inputs[entry.name]
+        value.data_type = entry.data_type
+        value.dims.extend((*leading, *_warmup_dims(tensor)))
         value.zero_data = True
     return warmup
 

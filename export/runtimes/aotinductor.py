@@ -20,6 +20,7 @@ from pikfix.export.errors import ExportError
 from pikfix.export.onnx import trace
 from pikfix.export.parity import Arrays, Limits, Runner
 from pikfix.export.precision import MixedPrecision
+from pikfix.export.runtimes.decompositions import DECOMPOSITIONS
 from pikfix.export.runtimes.programs import ByName
 from pikfix.export.runtimes.tensorrt import LIMITS
 
@@ -59,11 +60,22 @@ class AOTInductor:
         return PACKAGE_FILE, compile_package(typed, model, folder / PACKAGE_FILE, "cuda")
 
     def configure(self, model: Model, config: pb.ModelConfig) -> None:
-        """Name backend, platform and file."""
+        """Name backend, platform and file, and the tensors as this platform knows them.
+
+        It counts them; names of ours are unknown to it. And it merges nothing: where requests
+        come as one batch, it would read every answer as long as all of them
+        (triton-inference-server/pytorch_backend, src/pt2/model_instance_state.cc). So each
+        request is run by itself, and its batch is the first of its dimensions.
+        """
         config.backend = "pytorch"
         config.platform = "torch_aoti"
         config.default_model_filename = PACKAGE_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        config.max_batch_size = 0
+        for word, tensors in (("INPUT", config.input), ("OUTPUT", config.output)):
+            for position, tensor in enumerate(tensors):
+                tensor.name = f"{word}__{position}"
+                tensor.dims.insert(0, -1)
 
     def versions(self) -> dict[str, str]:
         """Of the kernels' compiler; PyTorch's is in every manifest."""
@@ -84,7 +96,7 @@ def compile_package(module: nn.Module, model: Model, path: Path, device: str) ->
     """
     named = ByName(copy.deepcopy(module), model).to(device).eval()
     try:
-        program = trace(named, model, device=device)
+        program = self_contained(trace(named, model, device=device), device)
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         package: Any = torch._inductor.aoti_load_package(str(path))
     except (RuntimeError, AssertionError) as error:
@@ -99,3 +111,22 @@ def compile_package(module: nn.Module, model: Model, path: Path, device: str) ->
         return {t.name: v.cpu().numpy() for t, v in zip(model.outputs, values, strict=True)}
 
     return run
+
+
+def self_contained(
+    program: torch.export.ExportedProgram, device: str
+) -> torch.export.ExportedProgram:
+    """Spell this project's operators in what a package holds, so that it runs without pikfix.
+
+    On a GPU those are their kernels, on a CPU operators of PyTorch's own.
+    """
+    if device == "cpu":
+        decomposed: torch.export.ExportedProgram = program.run_decompositions(DECOMPOSITIONS)
+        return decomposed
+    # Imports Triton, which a CPU does without.
+    from pikfix.kernels.traceable import TRACEABLE  # noqa: PLC0415
+
+    for node in program.graph.nodes:
+        node.target = TRACEABLE.get(node.target, node.target)
+    program.graph_module.recompile()
+    return program
