@@ -129,7 +129,7 @@ def export_checkpoint(
         else:
             wanted = dict.fromkeys(modules, chosen)
             if similarity == "kernel":
-                wanted["similarity"] = KernelStep(checkpoint)
+                wanted["similarity"] = KernelStep(checkpoint, precision, device)
             selection = _export_all(wanted, modules, models, staged, progress)
         runtimes, files, runners = selection.runtimes, selection.files, selection.runners
         progress("comparing with PyTorch")

@@ -133,6 +133,29 @@ class ReducedSimilarity(Similarity):
         return matched.float()
 
 
+def reduced_similarity(
+    model: PikFix, precision: str, device: torch.device | str = "cpu"
+) -> ReducedSimilarity:
+    """The similarity sub-net in its inference form, on a device.
+
+    Args:
+        model: the trained networks; copied.
+        precision: "fp32", "fp16" or "bf16". "fp16" is for GPUs: hardly a CPU multiplies it
+            faster, and most far slower, so that a CPU computes in float32 instead.
+        device: where it will run.
+
+    Raises:
+        ValueError: another precision.
+    """
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if precision not in dtypes:
+        raise ValueError(f"similarity runs in {', '.join(dtypes)}, not in {precision!r}")
+    on_cpu = torch.device(device).type == "cpu"
+    dtype = torch.float32 if on_cpu and precision == "fp16" else dtypes[precision]
+    network = ReducedSimilarity(model.similarity, dtype).to(device).eval()
+    return network.requires_grad_(False)
+
+
 def keep_free_memory() -> None:
     """Let malloc keep what is freed (glibc only), for networks that allocate every activation.
 

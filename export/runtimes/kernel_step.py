@@ -13,8 +13,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export.configs import set_parameter
 from pikfix.export.contract import Model
 from pikfix.export.parity import Arrays, Limits, Runner
-from pikfix.export.subnets import run_subnet, subnet_module
+from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.networks import load_checkpoint
+from pikfix.networks.inference import reduced_similarity
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _STEP = Path(__file__).parent.parent / "steps" / "similarity" / "model.py"
@@ -25,13 +26,15 @@ class KernelStep:
 
     Args:
         checkpoint: the file that the modules to export were loaded from.
+        precision: of the exported networks; int8 is none for a softmax, which runs in bf16 then.
+        device: where the step will run, "cpu" or "cuda"; the gate runs there if it can.
     """
 
-    limits = Limits()
-    gate_device = "cpu"
-
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, precision: str = "fp32", device: str = "cpu") -> None:
         self._checkpoint = checkpoint
+        self._precision = "bf16" if precision == "int8" else precision
+        self.limits: Limits = LIMITS[self._precision]
+        self.gate_device = "cuda" if device == "cuda" and torch.cuda.is_available() else "cpu"
 
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
         """Copy the step and its checkpoint; the runner loads the copy."""
@@ -39,13 +42,17 @@ class KernelStep:
             raise ValueError(f"there is a python step for similarity, not for {model.name}")
         shutil.copyfile(_STEP, folder / "model.py")
         shutil.copyfile(self._checkpoint, folder / CHECKPOINT_FILE)
-        return CHECKPOINT_FILE, checkpoint_runner(folder / CHECKPOINT_FILE, model)
+        runner = checkpoint_runner(
+            folder / CHECKPOINT_FILE, model, self._precision, self.gate_device
+        )
+        return CHECKPOINT_FILE, runner
 
     def configure(self, model: Model, config: pb.ModelConfig) -> None:
         """Name the python backend, which may leave tensors on the GPU: the step uses DLPack."""
         config.backend = "python"
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
         set_parameter(config, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+        set_parameter(config, "precision", self._precision)
 
     def versions(self) -> dict[str, str]:
         """Of the kernels' compiler."""
@@ -55,12 +62,20 @@ class KernelStep:
             return {}
 
 
-def checkpoint_runner(path: Path, model: Model) -> Runner:
-    """Run a sub-net from a copied checkpoint as its python step does, by names."""
-    module = subnet_module(load_checkpoint(path), model.name)
+def checkpoint_runner(
+    path: Path, model: Model, precision: str = "fp32", device: str = "cpu"
+) -> Runner:
+    """Run similarity from a copied checkpoint as its python step does, by names."""
+    network = reduced_similarity(load_checkpoint(path), precision, device)
 
     def run(inputs: Arrays) -> Arrays:
-        outputs = run_subnet(module, {n: torch.from_numpy(v) for n, v in inputs.items()})
-        return {t.name: v.numpy() for t, v in zip(model.outputs, outputs, strict=True)}
+        given = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in model.inputs]
+        with torch.inference_mode():
+            warped, confidence, share = network.with_share(*given)
+        outputs = (*warped, *confidence, share)
+        return {
+            tensor.name: value.float().cpu().numpy()
+            for tensor, value in zip(model.outputs, outputs, strict=True)
+        }
 
     return run

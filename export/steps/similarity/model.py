@@ -1,7 +1,11 @@
 """The similarity sub-net as a python step: its correlation runs on the fused operators.
 
 The N x M map is never written, so memory is linear in both pictures. Tensors pass by DLPack: on a
-GPU nothing goes through the host. Needs torch and pikfix in the server's environment.
+GPU nothing goes through the host. Requests of equal shapes are one batch to the network. Needs
+torch and pikfix in the server's environment.
+
+Parameter of the config:
+    precision      "fp32" (the default), "fp16" or "bf16", of what bears it
 
 Inputs, with a batch dimension B:
     working_l      FP32 [B, 1, h, w]            sides multiples of 32
@@ -16,49 +20,107 @@ A request that fails answers ``[similarity] code: message``; others of its batch
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pikfix.networks import SIDE_MULTIPLE, load_checkpoint
+from pikfix.networks.inference import reduced_similarity
 from pikfix.photos import PhotoError
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import check_deadline
 
 STEP = "similarity"
 RANKS = {"working_l": 4, "reference_lab": 5}
+WARM_UP_SIDES = (32, 256)
+"""Sides of squares after which every kernel is compiled: with one split of the keys and with
+several. Nothing else of a kernel depends on sizes."""
+
+Inputs = tuple[Tensor, ...]
+Outputs = Mapping[str, Tensor]
 
 
 class TritonPythonModel:
     """The step as the server's python backend runs it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the checkpoint beside this file."""
+        """Load the checkpoint beside this file; on a GPU, have the kernels compiled."""
         on_gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.set_flush_denormal(True)
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        precision = parameters.get("precision", {"string_value": "fp32"})["string_value"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        self.similarity = load_checkpoint(folder / "checkpoint.safetensors", self.device).similarity
+        model = load_checkpoint(folder / "checkpoint.safetensors")
+        self.similarity = reduced_similarity(model, precision, self.device)
+        if on_gpu:
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Run once what the first requests would wait for."""
+        for side in WARM_UP_SIDES:
+            photo = torch.zeros(1, 1, side, side, device=self.device)
+            self._match((photo, photo[:, None].expand(-1, -1, 3, -1, -1).contiguous()))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request on its own."""
-        return [respond(pb_utils, STEP, self._match, request) for request in requests]
+        """Answer requests of equal shapes by one run; a bad one fails alone."""
+        outcomes: dict[int, Outputs | Exception] = {}
+        groups: dict[tuple[torch.Size, ...], dict[int, Inputs]] = {}
+        for index, request in enumerate(requests):
+            try:
+                inputs = self._read(request)
+            except Exception as error:
+                outcomes[index] = error
+            else:
+                shapes = tuple(tensor.shape[1:] for tensor in inputs)
+                groups.setdefault(shapes, {})[index] = inputs
+        for group in groups.values():
+            try:
+                outcomes.update(self._match_group(group))
+            except Exception as error:
+                outcomes.update(dict.fromkeys(group, error))
+        answers = (functools.partial(_result, outcomes[index]) for index in range(len(requests)))
+        return [
+            respond(pb_utils, STEP, answer, request)
+            for answer, request in zip(answers, requests, strict=True)
+        ]
 
-    def _match(self, request: Any) -> dict[str, torch.Tensor]:
-        check_deadline(request.parameters())
-        inputs = [self._input(request, name) for name in RANKS]
+    def _match_group(self, group: dict[int, Inputs]) -> dict[int, Outputs]:
+        sizes = [inputs[0].shape[0] for inputs in group.values()]
+        merged = tuple(torch.cat(parts) for parts in zip(*group.values(), strict=True))
+        parts = {name: values.split(sizes) for name, values in self._match(merged).items()}
+        return {
+            index: {name: values[position] for name, values in parts.items()}
+            for position, index in enumerate(group)
+        }
+
+    def _match(self, inputs: Inputs) -> Outputs:
         with torch.inference_mode():
             warped, confidence, share = self.similarity.with_share(*inputs)
         outputs = {"reference_share": share}
         for level, (colours, best) in enumerate(zip(warped, confidence, strict=True), 1):
-            outputs[f"warped_{level}"] = colours.contiguous()
-            outputs[f"confidence_{level}"] = best.contiguous()
+            outputs[f"warped_{level}"] = colours.float().contiguous()
+            outputs[f"confidence_{level}"] = best.float().contiguous()
         return outputs
+
+    def _read(self, request: Any) -> Inputs:
+        check_deadline(request.parameters())
+        inputs = tuple(self._input(request, name) for name in RANKS)
+        if inputs[0].shape[0] != inputs[1].shape[0]:
+            raise PhotoError(
+                "bad_tensor",
+                f"{inputs[0].shape[0]} photos with references for {inputs[1].shape[0]}",
+            )
+        return inputs
 
     def _input(self, request: Any, name: str) -> torch.Tensor:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -75,3 +137,9 @@ class TritonPythonModel:
         if not bool(values.isfinite().all()):
             raise PhotoError("bad_tensor", f"{name} holds NaN or infinity; send finite values")
         return values
+
+
+def _result(outcome: Outputs | Exception, _: Any) -> Outputs:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
