@@ -5,7 +5,9 @@ The tree::
     PikFixError
     ├── InvalidInputError (also a ValueError): what was sent cannot be used
     │   ├── InvalidPhotoError        the photo cannot be decoded or is no photo
-    │   │   └── PhotoTooLargeError   more pixels than the server accepts
+    │   │   ├── PhotoTooLargeError   more pixels than the server accepts
+    │   │   └── UnsupportedPhotoError: a sound file of a kind that is not read
+    │   │       └── MissingPackageError   it would be with a package beside the server
     │   ├── InvalidReferenceError    a colour reference cannot be decoded
     │   ├── InvalidOptionsError      an option is unknown or out of range
     │   ├── InvalidTensorError       wrong shape, type or values
@@ -35,7 +37,8 @@ from typing import Any, ClassVar
 
 # The server's steps say themselves what to do about these.
 _SELF_EXPLAINING = frozenset(
-    {"bad_photo", "bad_reference", "bad_options", "photo_too_large", "bad_tensor"}
+    {"bad_photo", "unsupported_photo", "missing_package"}
+    | {"bad_reference", "bad_options", "photo_too_large", "bad_tensor"}
 )
 
 
@@ -119,6 +122,18 @@ class PhotoTooLargeError(InvalidPhotoError):
     """The photo has more pixels than the server accepts."""
 
     advice = "scale the photo down, or raise the server's limit"
+
+
+class UnsupportedPhotoError(InvalidPhotoError):
+    """The photo is of a kind that the server does not read; it may well be whole."""
+
+    advice = "convert the photo to JPEG, PNG or TIFF with 8 or 16 bits a sample"
+
+
+class MissingPackageError(UnsupportedPhotoError):
+    """The server would read the photo if a package were installed beside it."""
+
+    advice = "install the package beside the server, or convert the photo to JPEG, PNG or TIFF"
 
 
 class InvalidReferenceError(InvalidInputError):

@@ -21,6 +21,7 @@ from pikfix.client._errors import (
     InvalidReferenceError,
     InvalidTensorError,
     MessageTooLargeError,
+    MissingPackageError,
     ModelNotFoundError,
     PhotoTooLargeError,
     PikFixError,
@@ -31,6 +32,7 @@ from pikfix.client._errors import (
     ServerUnreachableError,
     StepFailedError,
     TlsError,
+    UnsupportedPhotoError,
     WrongServerError,
 )
 
@@ -63,6 +65,8 @@ STATUS_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
 CODE_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
     {
         "bad_photo": InvalidPhotoError,
+        "unsupported_photo": UnsupportedPhotoError,
+        "missing_package": MissingPackageError,
         "bad_reference": InvalidReferenceError,
         "bad_options": InvalidOptionsError,
         "photo_too_large": PhotoTooLargeError,

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
-from pikfix.photos import metadata, profiles
+from pikfix.photos import (
+    depth,
+    embedded,
+    jpeg,
+    metadata,
+    png,
+    profiles,
+    psd,
+    signatures,
+    tiff,
+    tiff_pixels,
+)
 from pikfix.photos.errors import PhotoError
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -19,11 +31,16 @@ DEFAULT_MAX_PIXELS = 100_000_000
 # HDF5 and their like need one, and icons or game textures are no photos.
 FORMATS = (
     *("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "AVIF", "JPEG2000"),
-    *("PPM", "PCX", "SGI", "TGA", "QOI", "PSD", "IM", "SUN", "MSP"),
+    *("PPM", "PCX", "SGI", "TGA", "QOI", "PSD", "IM", "SUN", "MSP", "HEIF"),
 )
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF, JPEG 2000, PPM, ..."
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_INSTALL = "install it beside the server (pip install 'pikfix[formats]')"
+# How Pillow words what it cannot do, as against what is broken.
+_NOT_ABLE = re.compile(
+    r"unsupported|not supported|cannot handle|not (?:been )?implemented|decoder .* not available"
+    r"|unknown (?:data organization|pixel mode|raw mode)|unrecognized (?:image )?mode",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +55,11 @@ class Photo:
         bit_depth: bits per sample in the file.
         exif: EXIF block for the result (orientation 1); empty where there is none.
         dpi: dots per inch (horizontal, vertical), or None.
-        warnings: one line for each thing about the file that changed what was read.
+        warnings: one line for each thing about the file that changed what was read, or that the
+            result will not have.
+        xmp: XMP packet for the result; empty where there is none.
+        iptc: IPTC-IIM datasets for the result; empty where there are none.
+        texts: comments for the result, pairs of a keyword and a text.
     """
 
     pixels: npt.NDArray[Any]
@@ -48,6 +69,9 @@ class Photo:
     exif: bytes = b""
     dpi: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
+    xmp: bytes = b""
+    iptc: bytes = b""
+    texts: embedded.Texts = ()
 
     @property
     def height(self) -> int:
@@ -74,8 +98,9 @@ def decode_photo(
 ) -> Photo:
     """Decode a picture file.
 
-    EXIF orientation is applied, an embedded ICC profile converted to sRGB, transparency placed
-    on white, and of an animation or a file of many pages the first picture is taken.
+    EXIF orientation is applied, colours are converted to sRGB as the file's profile (or the
+    chunks of a PNG) says, transparency is placed on white. Of a TIFF file the first page that is
+    no smaller copy of another is taken, of an animation the first picture.
 
     Args:
         data: the file's bytes.
@@ -85,130 +110,326 @@ def decode_photo(
             stay at least this long (for references, which are resized anyway).
 
     Raises:
-        PhotoError: ``bad_photo`` (empty, no picture, damaged, truncated, or samples that
-            cannot be read) or ``photo_too_large``.
+        PhotoError: ``bad_photo`` (empty, no picture, damaged or cut off), ``unsupported_photo``
+            (of a kind that is not read), ``missing_package`` (one would read it), or
+            ``photo_too_large``.
     """
     if not data:
         raise PhotoError("bad_photo", "the file is empty: send the bytes of a picture file")
     # Pillow refuses large pictures by a limit of its own, which must not undercut this one.
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
-    image = _open(data, max_pixels)
-    declared = image.width * image.height
-    if declared > max_pixels:
-        raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
-    if max_side is not None and max(image.size) > max_side:
-        raise PhotoError(
-            "photo_too_large",
-            f"the file declares {image.width} x {image.height} pixels, the limit is {max_side} a"
-            " side on this server: scale the photo down",
-        )
-    if shrink_to is not None:
-        image.draft(None, (shrink_to, shrink_to))
+    reader = _Reader(data, _Limits(max_pixels, max_side), shrink_to)
     try:
-        return _Reader(data, image).read()
+        return reader.read()
     except PhotoError:
         raise
     # Pillow's parsers raise nearly every built-in exception on damaged bytes (OSError, KeyError,
     # IndexError, struct.error, zlib.error, ...): to the caller all of them mean one thing.
     except Exception as error:
-        raise PhotoError(
-            "bad_photo",
-            f"the {image.format} file is damaged or truncated ({error}): send the complete file",
-        ) from error
+        raise _refusal(reader.name, error) from error
 
 
-def _too_large(what: str, max_pixels: int) -> PhotoError:
+def _refusal(name: str, error: Exception) -> PhotoError:
+    if _NOT_ABLE.search(str(error)) or isinstance(error, NotImplementedError):
+        return PhotoError(
+            "unsupported_photo",
+            f"a {name} file of a kind that is not supported ({error}): save the photo as PNG, TIFF"
+            " or JPEG, grey or RGB with 8 or 16 bits a sample",
+        )
     return PhotoError(
-        "photo_too_large",
-        f"the file declares {what}, the limit is {max_pixels / 1e6:g} megapixels:"
-        " scale the photo down, or raise max_pixels of the server",
+        "bad_photo", f"the {name} file is damaged or truncated ({error}): send the complete file"
     )
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _too_large("too many pixels", max_pixels) from error
-    # The same holds for Pillow's header parsers as for its decoders, see decode_photo.
-    except Exception as error:
-        if data[:4] in _TIFF_SIGNATURES:
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    pixels: int
+    side: int | None
+
+    def check(self, width: int, height: int, held: int = 0) -> None:
+        """Refuse a declared size; ``held`` is what decoding would hold, where that is more."""
+        if width < 1 or height < 1:
+            raise PhotoError("bad_photo", "the picture has no pixels: send one of at least 1 x 1")
+        if max(width * height, held) > self.pixels:
+            raise self.too_large(f"{width} x {height} pixels")
+        if self.side is not None and max(width, height) > self.side:
             raise PhotoError(
-                "bad_photo",
-                "a TIFF file that is damaged, or of a kind that cannot be read: save the photo"
-                " as grey or RGB with 8 or 16 bits a sample",
+                "photo_too_large",
+                f"the file declares {width} x {height} pixels, the limit is {self.side} a"
+                " side on this server: scale the photo down",
+            )
+
+    def too_large(self, what: str) -> PhotoError:
+        return PhotoError(
+            "photo_too_large",
+            f"the file declares {what}, the limit is {self.pixels / 1e6:g} megapixels:"
+            " scale the photo down, or raise max_pixels of the server",
+        )
+
+
+def _pillow(data: bytes, limits: _Limits) -> ImageFile.ImageFile:
+    """Open a file with Pillow; its size checked, nothing decoded."""
+    if signatures.is_heif(data):
+        try:
+            import pillow_heif  # noqa: PLC0415 - a package that need not be installed
+        except ImportError as error:
+            raise PhotoError(
+                "missing_package",
+                f"a HEIC (HEIF) picture needs the package pillow-heif: {_INSTALL}, or convert the"
+                " photo to JPEG, PNG or TIFF",
             ) from error
-        raise PhotoError(
-            "bad_photo",
-            f"not a picture, or its first bytes are damaged: send one of {_NAMES}",
-        ) from error
-    if image.width < 1 or image.height < 1:
-        raise PhotoError("bad_photo", "the picture has no pixels: send one of at least 1 x 1")
+        if "HEIF" not in Image.OPEN:
+            Image.init()
+            pillow_heif.register_heif_opener(thumbnails=False)
+    known = [name for name in FORMATS if name in Image.OPEN or name != "HEIF"]
+    try:
+        image = Image.open(io.BytesIO(data), formats=known)
+    except Image.DecompressionBombError as error:
+        raise limits.too_large("too many pixels") from error
+    limits.check(image.width, image.height)
     return image
+
+
+def _unopened(data: bytes, error: Exception) -> PhotoError:
+    """Say why a file cannot be opened: of another kind, or no picture."""
+    other = signatures.unsupported(data) or jpeg.unsupported(data)
+    if other is not None:
+        what, remedy = other
+        return PhotoError("unsupported_photo", f"{what} is not supported: {remedy}")
+    if signatures.is_avif(data) and not _reads_avif():
+        return PhotoError(
+            "missing_package",
+            "an AVIF picture needs a Pillow with AVIF: upgrade Pillow beside the server, or"
+            " convert the photo to JPEG, PNG or TIFF",
+        )
+    if isinstance(error, KeyError) and data.startswith(psd.SIGNATURE):
+        return PhotoError(
+            "unsupported_photo",
+            "a Photoshop document of this colour mode is not supported: save it as TIFF, grey or"
+            " RGB",
+        )
+    if _NOT_ABLE.search(str(error)):
+        return _refusal("picture", error)
+    return PhotoError(
+        "bad_photo", f"not a picture, or its first bytes are damaged: send one of {_NAMES}"
+    )
+
+
+def _reads_avif() -> bool:
+    return bool(features.check("avif"))
 
 
 class _Reader:
     """One file on its way to a :class:`Photo`; collects the warnings."""
 
-    def __init__(self, data: bytes, image: ImageFile.ImageFile) -> None:
+    def __init__(self, data: bytes, limits: _Limits, shrink_to: int | None) -> None:
         self.data = data
-        self.image = image
-        self.mode = image.mode
-        self.depth = _declared_depth(data, image)
+        self.limits = limits
+        self.shrink_to = shrink_to
+        self.name = "picture"
+        self.image: ImageFile.ImageFile | None = None
+        self.pages: list[tiff.Page] = []
+        self.page: tiff.Page | None = None
+        self.encoding = png.Encoding()
+        self.icc = b""
+        self.depth = 8
         self.warnings: list[str] = []
 
     def read(self) -> Photo:
-        # Seeking for a second picture moves a file on, so this is asked before the first is read.
-        if self.image.format != "MPO" and getattr(self.image, "is_animated", False):
-            self.warnings.append("the file holds several pictures: the first was taken")
-        pixels = self._deep_tiff()
-        if pixels is None:
-            self.image.load()
-            pixels = self._deep_grey() if self._holds_deep_grey() else self._shallow()
-        pixels = metadata.upright(pixels, metadata.orientation_of(self.image))
-        name = (self.image.format or "").lower()
+        original = self.data
+        self._open()
+        pixels = self._pixels()
+        exif = self._source_exif()
+        orientation = metadata.orientation_of(exif)
+        pixels = metadata.upright(pixels, orientation)
+        size = (pixels.shape[0], pixels.shape[1])
+        dpi = self._resolution(exif, orientation)
+        about = self._embedded(original, size)
+        self.warnings += about.dropped
+        name = self.name.lower()
         return Photo(
             pixels=pixels,
             format="jpeg" if name == "mpo" else name,
             mode=self.mode,
             bit_depth=self.depth,
-            exif=self._exif((pixels.shape[0], pixels.shape[1])),
-            dpi=self._resolution(),
+            exif=self._exif(exif, size, dpi),
+            dpi=dpi,
             warnings=tuple(self.warnings),
+            xmp=about.xmp,
+            iptc=about.iptc,
+            texts=about.texts,
         )
 
-    def _exif(self, size: tuple[int, int]) -> bytes:
-        try:
-            return metadata.kept_exif(self.image, size)
-        # EXIF comes from countless devices; whatever is wrong with it must not cost the photo.
-        except Exception:
-            self.warnings.append("the EXIF block is damaged and was dropped")
-            return b""
+    # Opening ------------------------------------------------------------------------------
 
-    def _resolution(self) -> tuple[float, float] | None:
+    def _open(self) -> None:
+        if psd.is_deep(self.data):
+            self.name = "PSD"
+            width, height = (int.from_bytes(self.data[at : at + 4], "big") for at in (18, 14))
+            self.limits.check(width, height)
+            self.data = psd.as_tiff(self.data)
+        if self.data[:4] in tiff.SIGNATURES:
+            self._choose_page()
         try:
-            return metadata.resolution(self.image)
-        # It may come from the EXIF block, see there.
-        except Exception:
-            return None
+            self.image = _pillow(self.data, self.limits)
+        except PhotoError:
+            raise
+        # The same holds for Pillow's header parsers as for its decoders, see decode_photo.
+        except Exception as error:
+            if self.page is None:
+                raise _unopened(self.data, error) from error
+            self.mode = f"photometric {self.page.whole(tiff.PHOTOMETRIC)}"
+            self.depth = self.page.whole(tiff.BITS, 1)
+            self.icc = self.page.raw(34675)
+            return
+        image = self.image
+        self.name = self.name if self.name == "PSD" else image.format or "picture"
+        self.mode = image.mode
+        self.depth = depth.declared(self.data, image, self.page)
+        self.icc = image.info.get("icc_profile") or b""
+        if self.page is None and getattr(image, "is_animated", False):
+            self.warnings.append("the file holds several pictures: the first was taken")
+        if image.format == "PNG":
+            self.encoding = png.encoding_of(self.data)
+            if self.encoding.hdr:
+                self.warnings.append(
+                    f"the picture is HDR ({self.encoding.hdr}), which is not converted: tones are"
+                    " approximate"
+                )
+            if self.encoding.overrides_profile:
+                self.icc = b""
+        if self.shrink_to is not None:
+            image.draft(None, (self.shrink_to, self.shrink_to))
 
-    def _profile(self, mode: str) -> profiles.SourceProfile | None:
-        icc = self.image.info.get("icc_profile")
-        if not icc:
+    def _choose_page(self) -> None:
+        if self.name != "PSD":
+            self.name = "TIFF"
+        other = signatures.unsupported(self.data)
+        if other is not None:
+            raise PhotoError("unsupported_photo", f"{other[0]} is not supported: {other[1]}")
+        try:
+            self.pages = tiff.pages_of(self.data)
+        except tiff.TiffError as error:
+            raise PhotoError(
+                "bad_photo", f"a TIFF file that is damaged ({error}): send the complete file"
+            ) from error
+        page = self.page = tiff.choose(self.pages)
+        if page.is_raw:
+            raise PhotoError(
+                "unsupported_photo",
+                "a camera's raw file (DNG or its like) is not supported: develop it and save it as"
+                " TIFF or JPEG",
+            )
+        self.limits.check(page.width, page.height, page.decoded_pixels)
+        said = tiff.said_of(self.pages, page)
+        if said:
+            self.warnings.append(said)
+        missing = tiff.first_missing_row(page, len(self.data))
+        if missing is not None:
+            raise _cut(self.name, missing, page.height)
+        self.data = tiff.pointed_at(self.data, page)
+
+    # Pixels -------------------------------------------------------------------------------
+
+    def _pixels(self) -> npt.NDArray[Any]:
+        if self.page is not None:
+            pixels = self._tiff(self.page)
+            if pixels is not None:
+                return pixels
+        image = self.image
+        assert image is not None
+        if image.format == "PNG" and self.depth == 16 and self.data[25] in {2, 6}:
+            deep = self._deep_png()
+            if deep is not None:
+                return deep
+        try:
+            image.load()
+        except Exception as error:
+            image = self._completed(error)
+        self._check_whole(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            return self._deep_grey(image)
+        if self.depth > 8:
+            self.warnings.append(f"the file holds {self.depth} bits a sample: 8 were read")
+        return self._shallow(image)
+
+    def _completed(self, error: Exception) -> ImageFile.ImageFile:
+        """Read a file whose picture data is all there, though its end is not."""
+        if self.name in {"JPEG", "MPO"}:
+            whole: bytes | int | None = jpeg.missing_end(self.data)
+            if isinstance(whole, bytes):
+                row = jpeg.rows_missing_from(whole, cut=True)
+                whole = whole if row is None else row
+        elif self.name == "PNG":
+            whole = png.completed(self.data)
+        else:
+            raise error
+        assert self.image is not None
+        if isinstance(whole, int):
+            raise _cut(self.name, whole, self.image.height) from error
+        if whole is None:
+            raise error
+        image = Image.open(io.BytesIO(whole), formats=("JPEG", "PNG"))
+        if self.shrink_to is not None:
+            image.draft(None, (self.shrink_to, self.shrink_to))
+        image.load()
+        self.warnings.append("the file's end is missing, behind its picture: all rows were read")
+        self.image = image
+        return image
+
+    def _check_whole(self, image: ImageFile.ImageFile) -> None:
+        """Find what Pillow does not tell: a JPEG whose data ends before its end marker."""
+        if self.name == "PNG" and not png.is_whole(self.data) and not self._said_end():
+            self.warnings.append(
+                "the file's end is missing, behind its picture: all rows were read"
+            )
+        if self.name not in {"JPEG", "MPO"} or self._said_end() or not jpeg.ends_flat(image):
+            return
+        row = jpeg.rows_missing_from(self.data, cut=False)
+        if row is not None:
+            raise _cut(self.name, row, image.height)
+
+    def _said_end(self) -> bool:
+        return any(one.startswith("the file's end is missing") for one in self.warnings)
+
+    def _tiff(self, page: tiff.Page) -> npt.NDArray[Any] | None:
+        """Read a page by tifffile where Pillow cannot, or would keep 8 of 16 bits."""
+        by_pillow = self.image is not None and page.compression in tiff.PILLOW_COMPRESSIONS
+        bits = page.numbers(tiff.BITS)
+        deep_colour = len(bits) >= 3 and set(bits) == {16}
+        if by_pillow and not deep_colour:
             return None
         try:
-            return profiles.SourceProfile(icc, mode)
-        except profiles.ProfileError as error:
-            self.warnings.append(f"the colour profile was not used ({error})")
-            return None
+            stored = tiff_pixels.read(self.data, page)
+        except tiff_pixels.MissingPackageError as error:
+            if by_pillow:
+                return None
+            name = tiff.COMPRESSION_NAMES.get(page.compression, f"method {page.compression}")
+            raise PhotoError(
+                "missing_package",
+                f"a TIFF file of this kind ({page.kind}) needs the package {error}: {_INSTALL},"
+                f" or save the photo without {name} compression",
+            ) from error
+        except tiff_pixels.UnsupportedError as error:
+            if by_pillow:
+                return None
+            raise PhotoError(
+                "unsupported_photo",
+                f"a TIFF file of this kind ({page.kind}) is not supported: save the photo as grey"
+                " or RGB with 8 or 16 bits a sample",
+            ) from error
+        self.mode = stored.mode if self.image is None else self.mode
+        if stored.image is not None:
+            if stored.reduced:
+                self.warnings.append(f"the file holds {self.depth} bits a sample: 8 were read")
+            return self._shallow(stored.image)
+        assert stored.unit is not None
+        return self._on_white(self._deep_to_srgb(stored.unit), stored.alpha, stored.premultiplied)
 
     # Eight bits ---------------------------------------------------------------------------
 
-    def _shallow(self) -> npt.NDArray[Any]:
-        image: Image.Image = self.image
-        if self.depth > 8:
-            self.warnings.append(f"the file holds {self.depth} bits a sample: 8 were read")
+    def _shallow(self, image: Image.Image) -> npt.NDArray[Any]:
         alpha = None
         if image.has_transparency_data:
             image = image.convert("LA" if image.mode in {"1", "L", "LA", "La"} else "RGBA")
@@ -219,6 +440,15 @@ class _Reader:
             white = Image.new(image.mode, image.size, "white")
             image = Image.composite(image, white, alpha)
         return np.asarray(image)
+
+    def _profile(self, mode: str) -> profiles.SourceProfile | None:
+        if not self.icc:
+            return None
+        try:
+            return profiles.SourceProfile(self.icc, mode)
+        except profiles.ProfileError as error:
+            self.warnings.append(f"the colour profile was not used ({error})")
+            return None
 
     def _to_srgb(self, image: Image.Image) -> Image.Image:
         """L stays L; RGB, CMYK and LAB become RGB."""
@@ -233,76 +463,71 @@ class _Reader:
         if image.mode == "CMYK":
             self.warnings.append("CMYK without a usable colour profile: tones are approximate")
             return image.convert("RGB")
-        return profiles.lab_to_srgb(image) if image.mode == "LAB" else image
+        if image.mode == "LAB":
+            return profiles.lab_to_srgb(image)
+        if self.encoding.is_srgb:
+            return image
+        if image.mode == "L" or self.encoding.primaries is None:
+            return image.point(self.encoding.table().tolist() * len(image.getbands()))
+        unit = np.asarray(image).astype(np.float32) / np.float32(255)
+        return Image.fromarray(np.rint(self.encoding.to_srgb(unit) * 255.0).astype(np.uint8))
 
     # Sixteen bits -------------------------------------------------------------------------
 
-    def _holds_deep_grey(self) -> bool:
-        return self.image.mode == "F" or self.image.mode.startswith("I")
-
-    def _deep_grey(self) -> npt.NDArray[Any]:
-        image = self.image
+    def _deep_grey(self, image: Image.Image) -> npt.NDArray[Any]:
         stored = np.asarray(image)
         if image.mode == "F":
             if not (np.isfinite(stored).all() and stored.min() >= 0 and stored.max() <= 1):
-                raise PhotoError(
-                    "bad_photo",
-                    "floating-point samples outside [0, 1] have no known range:"
-                    " save the photo with 8 or 16 bits",
-                )
+                raise tiff_pixels.no_known_range()
             grey = stored.astype(np.float32)
         elif image.mode == "I" and image.format == "TIFF":
             raise PhotoError(
-                "bad_photo",
+                "unsupported_photo",
                 "signed or 32-bit samples have no known range: save the photo with 8 or 16 bits",
             )
         else:
             # PGM files of any maximum arrive scaled to 16 bits.
             top = (1 << (self.depth if image.format == "TIFF" else 16)) - 1
             grey = np.clip(stored.astype(np.float32) / np.float32(top), 0.0, 1.0)
-        if _tag(image, _PHOTOMETRIC) == 0:  # white is zero; Pillow leaves deep samples as stored
+        # Where white is zero Pillow leaves deep samples as stored.
+        if self.page is not None and self.page.whole(tiff.PHOTOMETRIC, 1) == 0:
             grey = 1.0 - grey
         return self._deep_to_srgb(grey)
 
-    def _deep_tiff(self) -> npt.NDArray[Any] | None:
-        """Read 16-bit colour of a TIFF file, of which Pillow would keep 8 bits."""
-        bits = _tag(self.image, _BITS_PER_SAMPLE)
-        if self.image.format != "TIFF" or not isinstance(bits, tuple) or set(bits) != {16}:
-            return None
-        if len(bits) not in {3, 4} or _tag(self.image, _PHOTOMETRIC) != 2:
-            return None
+    def _deep_png(self) -> npt.NDArray[Any] | None:
+        """Read 16-bit colour, of which Pillow would keep 8 bits, by imagecodecs."""
         try:
-            import tifffile  # noqa: PLC0415 - wanted for this kind of file alone
+            from imagecodecs import png_decode  # noqa: PLC0415 - need not be installed
         except ImportError:
             return None
-        with tifffile.TiffFile(io.BytesIO(self.data)) as file:
-            page = file.pages.first
-            if set(page.axes) != set("YXS") or page.dtype != np.uint16:
-                return None
-            try:
-                stored = page.asarray()
-            except ValueError as error:
-                # tifffile without its codec package says so; Pillow reads these at 8 bits.
-                if "imagecodecs" in str(error):
-                    return None
-                raise
-            stored = np.moveaxis(stored, page.axes.index("S"), -1)
-            alpha_kinds = tuple(int(kind) for kind in page.extrasamples)
+        try:
+            stored = png_decode(self.data)
+        # It is read again by Pillow, whose error is the one that is told.
+        except Exception:
+            return None
+        if stored.dtype != np.uint16 or stored.ndim != 3 or not png.is_whole(self.data):
+            return None
+        assert self.image is not None
+        self.image.load()  # the texts behind the picture
         unit = stored.astype(np.float32) / np.float32(65535)
         colour = self._deep_to_srgb(np.ascontiguousarray(unit[..., :3]))
-        if alpha_kinds[:1] in {(1,), (2,)} and float(unit[..., 3].min()) < 1.0:
-            self.warnings.append("transparent parts were placed on white")
-            alpha = unit[..., 3:]
-            # 1: colours come multiplied by alpha; 2: they do not.
-            colour = (colour if alpha_kinds[0] == 1 else colour * alpha) + (1.0 - alpha)
-            colour = np.clip(colour, 0.0, 1.0)
-        return colour
+        return self._on_white(colour, unit[..., 3:] if unit.shape[-1] == 4 else None, False)
+
+    def _on_white(
+        self, pixels: npt.NDArray[Any], alpha: npt.NDArray[Any] | None, premultiplied: bool
+    ) -> npt.NDArray[Any]:
+        if alpha is None or float(alpha.min()) == 1.0:
+            return pixels
+        self.warnings.append("transparent parts were placed on white")
+        if pixels.ndim == 2:
+            alpha = alpha[..., 0]
+        return np.clip((pixels if premultiplied else pixels * alpha) + (1.0 - alpha), 0.0, 1.0)
 
     def _deep_to_srgb(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Apply the profile to float32 [H, W] or [H, W, 3] in [0, 1]."""
         profile = self._profile("L" if pixels.ndim == 2 else "RGB")
         if profile is None:
-            return pixels
+            return pixels if self.encoding.is_srgb else self.encoding.to_srgb(pixels)
         try:
             if pixels.ndim == 2:
                 return profile.convert_deep_grey(pixels)
@@ -316,23 +541,81 @@ class _Reader:
         self.warnings.append("the colour profile was applied at 8 bits a sample")
         return np.asarray(converted).astype(np.float32) / np.float32(255)
 
+    # What the file says about its photo ----------------------------------------------------
 
-def _tag(image: Image.Image, tag: int) -> Any:
-    return image.tag_v2.get(tag) if hasattr(image, "tag_v2") else None
+    def _source_exif(self) -> Image.Exif:
+        exif = Image.Exif()
+        try:
+            if self.image is not None and self.name != "PSD":
+                exif = self.image.getexif()
+            elif self.page is not None and self.name != "PSD":
+                exif.load(self.data)
+            else:
+                exif.load(self._resources().get(psd.EXIF, b""))
+            head = self.pages[0] if self.pages else None
+            if head is not None and head is not self.page and self.name == "TIFF":
+                # Smaller copies come first in files whose first directory tells of the photo.
+                whole = Image.Exif()
+                whole.load(tiff.pointed_at(self.data, head))
+                for tag in whole:
+                    exif.setdefault(tag, whole[tag])
+                for tag in (0x8769, 0x8825):
+                    if whole.get_ifd(tag) and not exif.get_ifd(tag):
+                        exif.get_ifd(tag).update(whole.get_ifd(tag))
+        # EXIF comes from countless devices; whatever is wrong with it must not cost the photo.
+        except Exception:
+            self.warnings.append("the EXIF block is damaged and was dropped")
+            return Image.Exif()
+        return exif
+
+    def _resources(self) -> dict[int, bytes]:
+        # A deep document is wrapped: its own bytes begin behind the wrapper's head.
+        document = self.data[8:] if self.page is not None else self.data
+        return psd.document_resources(document) if self.name == "PSD" else {}
+
+    def _exif(
+        self, exif: Image.Exif, size: tuple[int, int], dpi: tuple[float, float] | None
+    ) -> bytes:
+        try:
+            return metadata.kept_exif(exif, size, dpi)
+        except Exception:
+            self.warnings.append("the EXIF block is damaged and was dropped")
+            return b""
+
+    def _embedded(self, original: bytes, size: tuple[int, int]) -> embedded.Embedded:
+        pages: tuple[tiff.Page, ...] = ()
+        if self.page is not None and self.name == "TIFF":
+            pages = (self.page, self.pages[0])
+        try:
+            return embedded.embedded_in(original, self.image or Image.Image(), pages, size)
+        # As for EXIF.
+        except Exception:
+            return embedded.Embedded(
+                dropped=("XMP, IPTC or comments are damaged and were dropped",)
+            )
+
+    def _resolution(self, exif: Image.Exif, orientation: int) -> tuple[float, float] | None:
+        page = self.page if self.name == "TIFF" else None
+        try:
+            dpi = metadata.resolution(self.image, exif, page, self._resources())
+            aspect = metadata.pixel_aspect(self.image, page) if dpi is None else None
+        # It may come from the EXIF block, see there.
+        except Exception:
+            return None
+        if aspect is not None:
+            self.warnings.append(
+                f"the pixels are not square ({aspect:.3g} times as high as wide): the result has"
+                " them as stored, without this note"
+            )
+        return dpi if dpi is None or orientation < 5 else (dpi[1], dpi[0])
 
 
-def _declared_depth(data: bytes, image: Image.Image) -> int:
-    """Bits per sample as the file's header says, where Pillow's mode does not."""
-    if image.format == "PNG":
-        return data[24]  # IHDR is always the first chunk
-    bits = _tag(image, _BITS_PER_SAMPLE)
-    if bits:
-        return max(int(bit) for bit in bits)
-    if image.mode == "1":
-        return 1
-    if image.mode == "F":
-        return 32
-    return 16 if image.mode.startswith("I") else 8
+def _cut(name: str, row: int, height: int) -> PhotoError:
+    return PhotoError(
+        "bad_photo",
+        f"the {name} file is damaged or truncated (its picture can be read up to row {row} of"
+        f" {height}): send the complete file",
+    )
 
 
 def _plain(image: Image.Image) -> Image.Image:

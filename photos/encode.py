@@ -1,4 +1,4 @@
-"""Pixels to picture files, with the input's EXIF and resolution."""
+"""Pixels to picture files, with what the input says about its photo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from pikfix.photos import attach
+from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
+from pikfix.photos.metadata import writable
 
 FORMATS = ("jpeg", "png", "tiff", "webp")
 DEFAULT_QUALITY = 95
@@ -57,6 +60,9 @@ def encode_photo(
     quality: int = DEFAULT_QUALITY,
     exif: bytes = b"",
     dpi: tuple[float, float] | None = None,
+    xmp: bytes = b"",
+    iptc: bytes = b"",
+    texts: Texts = (),
 ) -> tuple[bytes, list[str]]:
     """Encode a picture.
 
@@ -66,9 +72,12 @@ def encode_photo(
         quality: 1 to 100, for jpeg and webp; JPEG stores colour at full resolution from 90 on.
         exif: block to store, as :class:`~pikfix.photos.decode.Photo` has it.
         dpi: resolution to store.
+        xmp: XMP packet to store, likewise.
+        iptc: IPTC-IIM datasets to store.
+        texts: comments to store, pairs of a keyword and a text.
 
     Returns:
-        The file's bytes and a list of warnings.
+        The file's bytes and a list of warnings, of what the format has no place for.
 
     Raises:
         PhotoError: ``bad_options``, an unknown format or one that cannot hold the picture.
@@ -78,13 +87,15 @@ def encode_photo(
     if pixels.dtype == np.uint16 and not holds_deep(name, grey=grey):
         raise PhotoError("bad_options", f"{name} cannot hold 16-bit pixels: use format tiff")
     warnings: list[str] = []
+    if name in {"tiff", "webp"}:
+        exif, warnings = attach.exif_with_texts(exif, texts)
     if name == "jpeg" and len(exif) > _EXIF_LIMIT:
         warnings.append("the EXIF block is too long for JPEG and was dropped")
         exif = b""
     if name == "webp" and dpi is not None:
         exif = _exif_with_resolution(exif, dpi)
     if name == "tiff":
-        return _tiff(pixels, exif, dpi), warnings
+        return _tiff(pixels, exif, dpi, (xmp, iptc)), warnings
 
     image = Image.fromarray(pixels)
     settings: dict[str, Any] = {}
@@ -93,13 +104,21 @@ def encode_photo(
     if exif:
         settings["exif"] = exif
     if name == "jpeg":
+        more, too_long = attach.jpeg_settings(xmp, iptc, texts)
+        settings |= more
+        warnings += too_long
         settings["quality"] = quality
         settings["subsampling"] = "4:4:4" if quality >= _FULL_CHROMA_QUALITY else "4:2:0"
         if dpi is not None:  # JFIF stores whole numbers
             settings["dpi"] = (round(dpi[0]), round(dpi[1]))
     elif name == "webp":
         settings["quality"] = quality
+        if xmp:
+            settings["xmp"] = xmp
+        if iptc:
+            warnings.append("the IPTC data was dropped: WebP has no place for it")
     else:
+        settings |= attach.png_settings(xmp, iptc, texts)
         settings["compress_level"] = _DEFLATE_LEVEL
     if not grey:
         settings["icc_profile"] = _srgb_profile()
@@ -119,11 +138,19 @@ def _exif_with_resolution(exif: bytes, dpi: tuple[float, float]) -> bytes:
     """WebP has no field of its own for the resolution."""
     block = Image.Exif()
     block.load(exif)
+    for tag in list(block):
+        is_directory = tag in {0x8769, 0x8825}
+        block[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
     block[282], block[283], block[296] = dpi[0], dpi[1], 2
     return block.tobytes()
 
 
-def _tiff(pixels: npt.NDArray[Any], exif: bytes, dpi: tuple[float, float] | None) -> bytes:
+def _tiff(
+    pixels: npt.NDArray[Any],
+    exif: bytes,
+    dpi: tuple[float, float] | None,
+    packets: tuple[bytes, bytes],
+) -> bytes:
     """Write TIFF, 8 or 16 bits, deflate with horizontal prediction.
 
     Pillow's writer has no 16-bit colour and, where it compresses, no EXIF. Its directory class
@@ -140,7 +167,12 @@ def _tiff(pixels: npt.NDArray[Any], exif: bytes, dpi: tuple[float, float] | None
         block = Image.Exif()
         block.load(exif)
         for tag in block:
-            directory[tag] = block.get_ifd(tag) if tag in {0x8769, 0x8825} else block[tag]
+            is_directory = tag in {0x8769, 0x8825}
+            directory[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
+    for tag, packet in zip((700, 33723), packets, strict=True):  # XMP, IPTC
+        if packet:
+            directory.tagtype[tag] = 1 if tag == 700 else 7
+            directory[tag] = packet
     if dpi is not None:
         directory[282], directory[283], directory[296] = dpi[0], dpi[1], 2
     directory[256], directory[257] = width, height

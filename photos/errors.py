@@ -6,6 +6,8 @@ from typing import Literal
 
 ErrorCode = Literal[
     "bad_photo",
+    "unsupported_photo",
+    "missing_package",
     "bad_reference",
     "bad_options",
     "photo_too_large",

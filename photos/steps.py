@@ -21,6 +21,7 @@ from PIL import Image
 from pikfix.photos import encode
 from pikfix.photos.color import lab_planes
 from pikfix.photos.decode import Photo, decode_photo
+from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
 from pikfix.photos.padding import MULTIPLE
 from pikfix.photos.tint import has_colours
@@ -29,7 +30,8 @@ T = TypeVar("T", int, str)
 
 DEFAULT_REFERENCE_SIDE = 256
 DEFAULT_MAX_REFERENCES = 8
-_NOTES_VERSION = 1
+_NOTES_VERSION = 2
+_BINARY = ("exif", "xmp", "iptc")
 _EXAMPLE = 'send, for example, {"color": true, "format": "png"}'
 
 
@@ -272,6 +274,9 @@ class PhotoNotes:
         deep: the photo had more than 8 bits a sample.
         exif: EXIF block for the result.
         dpi: resolution, or None.
+        xmp: XMP packet for the result.
+        iptc: IPTC datasets for the result.
+        texts: comments for the result, pairs of a keyword and a text.
         format: format of the result.
         quality: quality of the result.
         colorize: whether the result gets colour.
@@ -291,13 +296,17 @@ class PhotoNotes:
     colorize: bool
     references: list[dict[str, Any]]
     warnings: list[str]
+    xmp: bytes = b""
+    iptc: bytes = b""
+    texts: Texts = ()
     decode_seconds: float = 0.0
     decoded_at: float = 0.0
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
         fields = dataclasses.asdict(self)
-        fields["exif"] = base64.b64encode(self.exif).decode()
+        for name in _BINARY:
+            fields[name] = base64.b64encode(fields[name]).decode()
         return json.dumps({"version": _NOTES_VERSION, **fields}).encode()
 
     @classmethod
@@ -311,7 +320,9 @@ class PhotoNotes:
             fields = json.loads(data)
             if fields.pop("version") != _NOTES_VERSION:
                 raise ValueError("of another version")
-            fields["exif"] = base64.b64decode(fields["exif"])
+            for name in _BINARY:
+                fields[name] = base64.b64decode(fields[name])
+            fields["texts"] = tuple((str(key), str(text)) for key, text in fields["texts"])
             height, width = fields["size"]
             fields["size"] = (int(height), int(width))
             if fields["dpi"] is not None:
@@ -373,6 +384,9 @@ def take_notes(
         deep=photo.deep,
         exif=photo.exif,
         dpi=photo.dpi,
+        xmp=photo.xmp,
+        iptc=photo.iptc,
+        texts=photo.texts,
         format=name,
         quality=options.quality,
         colorize=colorize,

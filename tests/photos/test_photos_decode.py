@@ -142,7 +142,7 @@ def test_pages_of_tiff_give_the_first(save):
     pages = [Image.new("L", (6, 5), level) for level in (10, 20)]
     photo = decode_photo(save(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert (photo.pixels == 10).all()
-    assert photo.warnings == ("the file holds several pictures: the first was taken",)
+    assert photo.warnings == ("the file holds 2 pages: page 1 was taken",)
 
 
 def test_pictures_of_a_phone_are_jpeg(rgb, save):
@@ -240,9 +240,8 @@ def test_16_bit_grey_keeps_every_level(deep, save, name):
     assert_deep(decode_photo(save(deep, name)), deep)
 
 
-@pytest.mark.parametrize(
-    ("order", "kind"), [("<", "minisblack"), (">", "minisblack"), ("<", "miniswhite")]
-)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
 def test_16_bit_grey_tiff_of_either_order_and_sense(deep, order, kind):
     file = written(deep, byteorder=order, photometric=kind)
     assert_deep(decode_photo(file), deep if kind == "minisblack" else 65535 - deep)
@@ -286,7 +285,9 @@ def test_16_bit_color_tiff_with_alpha(deep_rgb, deep):
     assert photo.warnings == ("transparent parts were placed on white",)
 
 
-def test_16_bit_color_png_is_read_at_8_bits_and_says_so(deep_rgb, png):
+def test_16_bit_color_png_is_read_at_8_bits_and_says_so(deep_rgb, png, monkeypatch):
+    assert_deep(decode_photo(png(deep_rgb)), deep_rgb)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
     photo = decode_photo(png(deep_rgb))
     assert np.abs(photo.pixels - deep_rgb / 257.0).max() <= 1
     assert photo.warnings == ("the file holds 16 bits a sample: 8 were read",)

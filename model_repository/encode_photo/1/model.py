@@ -123,7 +123,14 @@ class TritonPythonModel:
         else:
             pixels = grey_from_luminance(light, deep=deep)
         result, warnings = encode_photo(
-            pixels, notes.format, quality=notes.quality, exif=notes.exif, dpi=notes.dpi
+            pixels,
+            notes.format,
+            quality=notes.quality,
+            exif=notes.exif,
+            dpi=notes.dpi,
+            xmp=notes.xmp,
+            iptc=notes.iptc,
+            texts=notes.texts,
         )
         return result, {
             "photo": notes.photo,
