@@ -26,6 +26,7 @@ from pikfix.client._errors import (
     InvalidResponseError,
     InvalidTensorError,
     MessageTooLargeError,
+    MissingPackageError,
     ModelNotFoundError,
     PhotoTooLargeError,
     PikFixError,
@@ -36,6 +37,7 @@ from pikfix.client._errors import (
     ServerUnreachableError,
     StepFailedError,
     TlsError,
+    UnsupportedPhotoError,
     WrongServerError,
 )
 from pikfix.client._inputs import PhotoLike, PictureFormat
@@ -66,6 +68,7 @@ __all__ = [
     "InvalidTensorError",
     "Limits",
     "MessageTooLargeError",
+    "MissingPackageError",
     "ModelNotFoundError",
     "ModelStatus",
     "PhotoInfo",
@@ -90,5 +93,6 @@ __all__ = [
     "Timeout",
     "Tls",
     "TlsError",
+    "UnsupportedPhotoError",
     "WrongServerError",
 ]

@@ -17,12 +17,24 @@ _XMP_OVERHEAD = 29
 # Where EXIF has a field for what PNG calls by a keyword.
 _EXIF_FIELDS = {"Description": 270, "Title": 270, "Author": 315, "Copyright": 33432}
 _EXIF_FIELDS["Software"] = 305
-_DETAILS, _USER_COMMENT = 0x8769, 0x9286
+_DETAILS, _POSITION, _USER_COMMENT = 0x8769, 0x8825, 0x9286
 
 
 def named(key: str, text: str) -> str:
     """Return a comment's text for where keywords do not exist."""
     return text if key == COMMENT else f"{key}: {text}"
+
+
+def settings_of(
+    name: str, xmp: bytes, iptc: bytes, texts: Texts
+) -> tuple[dict[str, Any], list[str]]:
+    """Return Pillow's settings for jpeg, png or webp, and warnings of what has no place."""
+    if name == "jpeg":
+        return jpeg_settings(xmp, iptc, texts)
+    if name == "png":
+        return png_settings(xmp, iptc, texts), []
+    lost = ["the IPTC data was dropped: WebP has no place for it"] if iptc else []
+    return {"xmp": xmp} if xmp else {}, lost
 
 
 def jpeg_settings(xmp: bytes, iptc: bytes, texts: Texts) -> tuple[dict[str, Any], list[str]]:
@@ -89,14 +101,8 @@ def exif_with_texts(exif: bytes, texts: Texts) -> tuple[bytes, list[str]]:
     """
     if not texts:
         return exif, []
-    block = Image.Exif()
-    if exif:
-        block.load(exif)
-    for tag in list(block):
-        if tag not in {_DETAILS, 0x8825}:
-            block[tag] = writable(block[tag])
-    details = {tag: writable(value) for tag, value in block.get_ifd(_DETAILS).items()}
-    position = {tag: writable(value) for tag, value in block.get_ifd(0x8825).items()}
+    block = editable(exif)
+    details = dict(block.get(_DETAILS) or {})
     rest = []
     for key, text in texts:
         field = _EXIF_FIELDS.get(key)
@@ -117,6 +123,15 @@ def exif_with_texts(exif: bytes, texts: Texts) -> tuple[bytes, list[str]]:
             details[_USER_COMMENT] = b"UNICODE\0" + text.encode(order)
     if details:
         block[_DETAILS] = details
-    if position:
-        block[0x8825] = position
     return block.tobytes(), warnings
+
+
+def editable(exif: bytes) -> Image.Exif:
+    """Load an EXIF block so that its texts are written as they were."""
+    block = Image.Exif()
+    if exif:
+        block.load(exif)
+    for tag in list(block):
+        is_directory = tag in {_DETAILS, _POSITION}
+        block[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
+    return block

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from pikfix.photos import (
     depth,
@@ -137,8 +137,9 @@ def _refusal(name: str, error: Exception) -> PhotoError:
             f"a {name} file of a kind that is not supported ({error}): save the photo as PNG, TIFF"
             " or JPEG, grey or RGB with 8 or 16 bits a sample",
         )
+    what = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
     return PhotoError(
-        "bad_photo", f"the {name} file is damaged or truncated ({error}): send the complete file"
+        "bad_photo", f"the {name} file is damaged or truncated ({what}): send the complete file"
     )
 
 
@@ -211,6 +212,9 @@ def _unopened(data: bytes, error: Exception) -> PhotoError:
         )
     if _NOT_ABLE.search(str(error)):
         return _refusal("picture", error)
+    name = signatures.name_of(data)
+    if name is not None:
+        return _refusal(name, error)
     return PhotoError(
         "bad_photo", f"not a picture, or its first bytes are damaged: send one of {_NAMES}"
     )
@@ -347,7 +351,8 @@ class _Reader:
             image.load()
         except Exception as error:
             image = self._completed(error)
-        self._check_whole(image)
+        else:
+            image = self._checked(image)
         if image.mode == "F" or image.mode.startswith("I"):
             return self._deep_grey(image)
         if self.depth > 8:
@@ -356,42 +361,57 @@ class _Reader:
 
     def _completed(self, error: Exception) -> ImageFile.ImageFile:
         """Read a file whose picture data is all there, though its end is not."""
+        assert self.image is not None
+        whole: bytes | int | None = None
         if self.name in {"JPEG", "MPO"}:
-            whole: bytes | int | None = jpeg.missing_end(self.data)
-            if isinstance(whole, bytes):
-                row = jpeg.rows_missing_from(whole, cut=True)
-                whole = whole if row is None else row
+            if jpeg.unsupported(self.data) is not None:
+                raise _unopened(self.data, error) from error
+            whole = jpeg.missing_end(self.data)
         elif self.name == "PNG":
             whole = png.completed(self.data)
-        else:
-            raise error
-        assert self.image is not None
         if isinstance(whole, int):
             raise _cut(self.name, whole, self.image.height) from error
         if whole is None:
             raise error
+        return self._read_completed(whole)
+
+    def _read_completed(self, whole: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(whole), formats=("JPEG", "PNG"))
         if self.shrink_to is not None:
             image.draft(None, (self.shrink_to, self.shrink_to))
         image.load()
+        if image.format == "JPEG":
+            row = jpeg.rows_missing_from(whole, image, self.shrink_to)
+            if row is not None:
+                raise _cut(self.name, row, image.height)
+            if jpeg.lacks_scans(whole):
+                raise PhotoError(
+                    "bad_photo",
+                    "the JPEG file is damaged or truncated (its last scans, which hold the"
+                    " details, are missing): send the complete file",
+                )
         self.warnings.append("the file's end is missing, behind its picture: all rows were read")
         self.image = image
         return image
 
-    def _check_whole(self, image: ImageFile.ImageFile) -> None:
-        """Find what Pillow does not tell: a JPEG whose data ends before its end marker."""
-        if self.name == "PNG" and not png.is_whole(self.data) and not self._said_end():
+    def _checked(self, image: ImageFile.ImageFile) -> ImageFile.ImageFile:
+        """Find what Pillow does not tell: a JPEG whose data ends early, a PNG without its end."""
+        if self.name == "PNG" and not png.is_whole(self.data):
             self.warnings.append(
                 "the file's end is missing, behind its picture: all rows were read"
             )
-        if self.name not in {"JPEG", "MPO"} or self._said_end() or not jpeg.ends_flat(image):
-            return
-        row = jpeg.rows_missing_from(self.data, cut=False)
-        if row is not None:
-            raise _cut(self.name, row, image.height)
-
-    def _said_end(self) -> bool:
-        return any(one.startswith("the file's end is missing") for one in self.warnings)
+        if self.name not in {"JPEG", "MPO"}:
+            return image
+        whole = jpeg.missing_end(self.data)
+        if whole is not None:
+            return self._read_completed(whole)
+        if jpeg.ends_flat(image):
+            row = jpeg.rows_missing_from(self.data, image, self.shrink_to)
+            if row is not None:
+                raise _cut(self.name, row, image.height)
+        if image.info.get("progressive") and jpeg.lacks_scans(self.data):
+            self.warnings.append("the last scans of the JPEG are missing: details are lost")
+        return image
 
     def _tiff(self, page: tiff.Page) -> npt.NDArray[Any] | None:
         """Read a page by tifffile where Pillow cannot, or would keep 8 of 16 bits."""
@@ -460,17 +480,12 @@ class _Reader:
                 return profile.convert(image)
         except profiles.ProfileError as error:
             self.warnings.append(f"the colour profile was not used ({error})")
-        if image.mode == "CMYK":
-            self.warnings.append("CMYK without a usable colour profile: tones are approximate")
-            return image.convert("RGB")
         if image.mode == "LAB":
             return profiles.lab_to_srgb(image)
-        if self.encoding.is_srgb:
-            return image
-        if image.mode == "L" or self.encoding.primaries is None:
-            return image.point(self.encoding.table().tolist() * len(image.getbands()))
-        unit = np.asarray(image).astype(np.float32) / np.float32(255)
-        return Image.fromarray(np.rint(self.encoding.to_srgb(unit) * 255.0).astype(np.uint8))
+        if image.mode == "CMYK":
+            self.warnings.append("CMYK without a usable colour profile: tones are approximate")
+            image = image.convert("RGB")
+        return image if self.encoding.is_srgb else self.encoding.applied(image)
 
     # Sixteen bits -------------------------------------------------------------------------
 

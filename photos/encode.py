@@ -16,7 +16,6 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from pikfix.photos import attach
 from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
-from pikfix.photos.metadata import writable
 
 FORMATS = ("jpeg", "png", "tiff", "webp")
 DEFAULT_QUALITY = 95
@@ -98,27 +97,20 @@ def encode_photo(
         return _tiff(pixels, exif, dpi, (xmp, iptc)), warnings
 
     image = Image.fromarray(pixels)
-    settings: dict[str, Any] = {}
+    settings, without_place = attach.settings_of(name, xmp, iptc, texts)
+    warnings += without_place
     if dpi is not None:
         settings["dpi"] = dpi
     if exif:
         settings["exif"] = exif
     if name == "jpeg":
-        more, too_long = attach.jpeg_settings(xmp, iptc, texts)
-        settings |= more
-        warnings += too_long
         settings["quality"] = quality
         settings["subsampling"] = "4:4:4" if quality >= _FULL_CHROMA_QUALITY else "4:2:0"
         if dpi is not None:  # JFIF stores whole numbers
             settings["dpi"] = (round(dpi[0]), round(dpi[1]))
     elif name == "webp":
         settings["quality"] = quality
-        if xmp:
-            settings["xmp"] = xmp
-        if iptc:
-            warnings.append("the IPTC data was dropped: WebP has no place for it")
     else:
-        settings |= attach.png_settings(xmp, iptc, texts)
         settings["compress_level"] = _DEFLATE_LEVEL
     if not grey:
         settings["icc_profile"] = _srgb_profile()
@@ -136,11 +128,7 @@ def _srgb_profile() -> bytes:
 
 def _exif_with_resolution(exif: bytes, dpi: tuple[float, float]) -> bytes:
     """WebP has no field of its own for the resolution."""
-    block = Image.Exif()
-    block.load(exif)
-    for tag in list(block):
-        is_directory = tag in {0x8769, 0x8825}
-        block[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
+    block = attach.editable(exif)
     block[282], block[283], block[296] = dpi[0], dpi[1], 2
     return block.tobytes()
 
@@ -164,11 +152,8 @@ def _tiff(
     lengths = [len(strip) for strip in strips]
     directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
     if exif:
-        block = Image.Exif()
-        block.load(exif)
-        for tag in block:
-            is_directory = tag in {0x8769, 0x8825}
-            directory[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
+        for tag, value in dict(attach.editable(exif)).items():
+            directory[tag] = value
     for tag, packet in zip((700, 33723), packets, strict=True):  # XMP, IPTC
         if packet:
             directory.tagtype[tag] = 1 if tag == 700 else 7

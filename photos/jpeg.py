@@ -17,39 +17,39 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 def missing_end(data: bytes) -> bytes | None:
-    """Return the file with the end marker that it lacks; None where it has one."""
-    body = data.rstrip(b"\0") if data[-2:] == b"\0\0" else data
-    if body.rfind(END, max(0, len(body) - 65536)) >= 0 and _ends_after_scan(body):
+    """Return the file with the end marker that it lacks; None where it has one.
+
+    Files that were recovered from a disk are filled up with zeros, which would decode to something.
+    """
+    if data.rfind(END) > data.rfind(b"\xff\xda"):  # a thumbnail's is before the last scan
         return None
-    return data.removesuffix(b"\xff") + END
+    filled = data.endswith(bytes(8))
+    return (data.rstrip(b"\0") if filled else data).removesuffix(b"\xff") + END
 
 
-def _ends_after_scan(data: bytes) -> bool:
-    """Whether an end marker comes after the last scan's start; a thumbnail has one before it."""
-    return data.rfind(END) > data.rfind(b"\xff\xda")
-
-
-def rows_missing_from(data: bytes, *, cut: bool) -> int | None:
-    """Find the first row, upright or not, that the picture data no longer reaches.
+def rows_missing_from(data: bytes, shown: Image.Image, shrink_to: int | None = None) -> int | None:
+    """Find the first row, as stored, that the picture data no longer reaches.
 
     Where data ran out, libjpeg goes on with the last colours. A picture that is there to its end
     does not depend on what follows its data: so it is decoded once more with noise there.
 
     Args:
         data: a JPEG file that ends with an end marker.
-        cut: whether that was put there, so that whole scans may be missing too.
+        shown: what it decodes to.
+        shrink_to: the side that it was allowed to shrink to.
 
     Returns:
-        The row, in pixels from the top; None where nothing is missing.
+        The row of ``shown``; None where nothing is missing.
     """
     end = data.rfind(END)
-    plain = _small(data[:end] + END)
-    noisy = _small(data[:end] + _NOISE + END)
-    differs = np.flatnonzero((plain != noisy).reshape(len(plain), -1).any(axis=1))
-    if len(differs):
-        height = Image.open(io.BytesIO(data), formats=("JPEG",)).height
-        return min(height - 1, int(differs[0]) * -(-height // len(plain)))
-    return 0 if cut and _scans_are_missing(data) else None
+    noisy: ImageFile.ImageFile = Image.open(
+        io.BytesIO(data[:end] + _NOISE + END), formats=("JPEG",)
+    )
+    if shrink_to is not None:
+        noisy.draft(None, (shrink_to, shrink_to))
+    plain = np.asarray(shown)
+    differs = np.flatnonzero((plain != np.asarray(noisy)).reshape(len(plain), -1).any(axis=1))
+    return int(differs[0]) if len(differs) else None
 
 
 def ends_flat(image: Image.Image) -> bool:
@@ -58,14 +58,7 @@ def ends_flat(image: Image.Image) -> bool:
     return bool((rows == rows[:, :1]).all()) or bool((rows[-1] == rows[-1, -1]).all())
 
 
-def _small(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Decode an eighth of the size: the same data is read, at a fraction of the cost."""
-    image: ImageFile.ImageFile = Image.open(io.BytesIO(data), formats=("JPEG",))
-    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-    return np.asarray(image)
-
-
-def _scans_are_missing(data: bytes) -> bool:
+def lacks_scans(data: bytes) -> bool:
     """Whether a progressive file lacks a scan: each coefficient must come to its last bit."""
     precision: dict[int, list[int]] = {}
     progressive = False

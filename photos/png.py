@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # As libpng judges: what is this close to sRGB's own gamma is taken as sRGB.
@@ -65,6 +66,13 @@ class Encoding:
                 light = np.clip(light @ matrix.T, 0.0, 1.0)
             out[top : top + _ROWS] = _srgb_of(light)
         return out
+
+    def applied(self, image: Image.Image) -> Image.Image:
+        """Convert a picture of mode L or RGB to sRGB."""
+        if image.mode == "L" or self.primaries is None:
+            return image.point(self.table().tolist() * len(image.getbands()))
+        unit = np.asarray(image).astype(np.float32) / np.float32(255)
+        return Image.fromarray(np.rint(self.to_srgb(unit) * 255.0).astype(np.uint8))
 
     def table(self) -> npt.NDArray[np.uint8]:
         """Return the sRGB level [256] of each 8-bit level, for grey and for sRGB's primaries."""

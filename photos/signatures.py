@@ -89,3 +89,24 @@ def unsupported(data: bytes) -> tuple[str, str] | None:
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return "a video", "save one of its frames as PNG or JPEG"
     return None
+
+
+_READ = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"8BPS", "PSD"),
+    (b"qoif", "QOI"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+)
+
+
+def name_of(data: bytes) -> str | None:
+    """Name the format, of those that are read, that a file begins like."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        return "HEIF" if is_heif(data) else "AVIF" if is_avif(data) else None
+    return next((name for signature, name in _READ if data.startswith(signature)), None)

@@ -69,7 +69,8 @@ def test_every_status_gives_an_error_of_the_tree(code, text):
 
 def test_every_code_of_our_steps_is_mapped():
     contract = (
-        "bad_photo bad_reference bad_options photo_too_large bad_tensor deadline_exceeded internal"
+        "bad_photo unsupported_photo missing_package bad_reference bad_options photo_too_large"
+        " bad_tensor deadline_exceeded internal"
     )
     assert set(CODE_ERRORS) == set(contract.split())
 
@@ -92,6 +93,28 @@ def test_every_code_of_our_steps_is_mapped():
             "pikfix_photo",
             "PhotoTooLargeError",
             "decode_photo",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "in ensemble 'pikfix_photo', [decode_photo] unsupported_photo: a PDF document",
+            "pikfix_photo",
+            "UnsupportedPhotoError",
+            "decode_photo",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "in ensemble 'pikfix_photo', [decode_photo] missing_package: pillow-heif",
+            "pikfix_photo",
+            "MissingPackageError",
+            "decode_photo",
+        ),
+        (
+            # Of a newer server than the client: still what was sent, and its words.
+            "INVALID_ARGUMENT",
+            "in ensemble 'pikfix_photo', [decode_photo] new_code: a photo of tomorrow",
+            "pikfix_photo",
+            "InvalidInputError",
+            None,
         ),
         (
             "INTERNAL",
