@@ -536,7 +536,9 @@ class _Reader:
         self.warnings.append("transparent parts were placed on white")
         if pixels.ndim == 2:
             alpha = alpha[..., 0]
-        return np.clip((pixels if premultiplied else pixels * alpha) + (1.0 - alpha), 0.0, 1.0)
+        over = (pixels if premultiplied else pixels * alpha) + (1.0 - alpha)
+        placed: npt.NDArray[Any] = np.clip(over, 0.0, 1.0)
+        return placed
 
     def _deep_to_srgb(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Apply the profile to float32 [H, W] or [H, W, 3] in [0, 1]."""

@@ -77,7 +77,8 @@ class Encoding:
     def table(self) -> npt.NDArray[np.uint8]:
         """Return the sRGB level [256] of each 8-bit level, for grey and for sRGB's primaries."""
         ramp = np.arange(256, dtype=np.float32) / np.float32(255)
-        return np.rint(self.to_srgb(ramp[None])[0] * 255.0).astype(np.uint8)
+        levels: npt.NDArray[np.float32] = self.to_srgb(ramp[None])[0] * 255.0
+        return np.rint(levels).astype(np.uint8)
 
     def _light(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self.power is not None:
@@ -95,7 +96,8 @@ def _to_xyz(chromaticities: tuple[float, ...]) -> npt.NDArray[np.float64]:
     points = np.array(chromaticities, np.float64).reshape(4, 2)
     xyz = np.stack([points[:, 0], points[:, 1], 1 - points.sum(axis=1)]) / points[:, 1]
     white, primaries = xyz[:, 0], xyz[:, 1:]
-    return primaries * np.linalg.solve(primaries, white)
+    scaled: npt.NDArray[np.float64] = primaries * np.linalg.solve(primaries, white)
+    return scaled
 
 
 def encoding_of(data: bytes) -> Encoding:

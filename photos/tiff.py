@@ -232,8 +232,8 @@ def first_missing_row(page: Page, length: int) -> int | None:
         The row; None where all the picture's data is within the file.
     """
     tiled = bool(page.numbers(324))
-    offsets = page.numbers(324 if tiled else 273)
-    counts = page.numbers(325 if tiled else 279)
+    offsets = [int(one) for one in page.numbers(324 if tiled else 273)]
+    counts = [int(one) for one in page.numbers(325 if tiled else 279)]
     rows = page.whole(TILE_HEIGHT if tiled else 278, page.height) or page.height
     across = -(-page.width // max(1, page.whole(TILE_WIDTH))) if tiled else 1
     down = -(-page.height // rows)
@@ -248,5 +248,5 @@ def first_missing_row(page: Page, length: int) -> int | None:
         if size and offset + size > length and (first is None or top < first):
             first = top
             if page.compression == 1 and not tiled and row_bytes:
-                first += max(0, int(length - offset) // row_bytes)
+                first += max(0, length - offset) // row_bytes
     return first
