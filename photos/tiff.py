@@ -237,7 +237,7 @@ def first_missing_row(page: Page, length: int) -> int | None:
     rows = page.whole(TILE_HEIGHT if tiled else 278, page.height) or page.height
     across = -(-page.width // max(1, page.whole(TILE_WIDTH))) if tiled else 1
     down = -(-page.height // rows)
-    row_bytes = (page.width * sum(page.numbers(BITS) or (1,)) + 7) // 8
+    row_bytes = (page.width * int(sum(page.numbers(BITS) or (1,))) + 7) // 8
     first: int | None = None
     for number, offset in enumerate(offsets):
         top = number // across % max(1, down) * rows
