@@ -7,6 +7,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class StridedPointwise(nn.Conv2d):
+    """A 1 x 1 convolution with a stride, which learns on the pixels that it reads, picked out.
+
+    The same numbers as `nn.Conv2d`, whose gradient for the weights must not be asked for: with
+    fewer than 8 input channels (AVX2; 16 with AVX-512), channels last and sides that the stride
+    divides, oneDNN picks the pixels out into a workspace that is too small, and writes past its
+    end (https://github.com/uxlfoundation/oneDNN/issues/6035). No other convolution has that
+    workspace. Without a gradient for the weights nothing is different, exports included.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+
 class ResidualDenseBlock(nn.Module):
     """Densely connected 3 x 3 convolutions, fused by a 1 x 1 convolution and added to the input.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pikfix.networks.blocks import StridedPointwise
+
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,7 +30,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                StridedPointwise(in_channels, channels, 1, stride, bias=False),
                 nn.BatchNorm2d(channels),
             )
 

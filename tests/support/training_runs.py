@@ -13,6 +13,20 @@ from safetensors.torch import load_file
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.logs import Reporter
 
+# The preset's layout with everything small, by the command line's own switches.
+SMALL = [
+    *("--ablation", "restoration_channels=4", "--ablation", "restoration_growth=2"),
+    *("--ablation", "restoration_blocks=1", "--ablation", "restoration_units=1"),
+    *("--ablation", "backbone_blocks=1,1,1,1", "--ablation", "backbone_width=4"),
+    *("--ablation", "adapter_channels=4", "--ablation", "feature_channels=8"),
+    *("--ablation", "bins=8", "--ablation", "stem_channels=4", "--ablation", "growth=4"),
+    *("--ablation", "encoder_units=1,1,1,1", "--ablation", "bottleneck=8"),
+    *("--ablation", "fusion_units=1", "--ablation", "decoder_channels=8,8,8,4,4"),
+    *("--ablation", "decoder_units=1,1,1,1,1"),
+    *("--batch", "2", "--crop", "64", "--workers", "0", "--threads", "1"),
+    *("--loss", "discriminator_width=4", "--data", "side=80"),
+]
+
 
 class Quiet(Reporter):
     """Keeps what is said."""
