@@ -11,10 +11,11 @@ class StridedPointwise(nn.Conv2d):
     """A 1 x 1 convolution with a stride, which learns on the pixels that it reads, picked out.
 
     The same numbers as `nn.Conv2d`, whose gradient for the weights must not be asked for: with
-    fewer than 8 input channels (AVX2; 16 with AVX-512), channels last and sides that the stride
-    divides, oneDNN picks the pixels out into a workspace that is too small, and writes past its
-    end (https://github.com/uxlfoundation/oneDNN/issues/6035). No other convolution has that
-    workspace. Without a gradient for the weights nothing is different, exports included.
+    fewer input channels than oneDNN's block (8 with AVX2, 16 with AVX-512), channels last and
+    sides that the stride divides, oneDNN picks the pixels out into a workspace that is too small
+    and writes past its end (https://github.com/uxlfoundation/oneDNN/issues/6035). No other
+    convolution has that workspace. Without a gradient for the weights nothing is different,
+    exports included.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ def test_a_run_learns(config, run, tmp_path):
     run(config(optimizer=options, loss=loss), steps=80)
     rows = rows_of(tmp_path / "run" / "training.csv")
     chroma = [float(row["chroma"]) for row in rows]
-    # Medians: one batch of four crops can be a saturated one.
-    assert np.median(chroma[-20:]) < 0.8 * np.median(chroma[:5])
+    # A median in the end: one batch of four crops can be a saturated one. Rounding, which is each
+    # CPU's own, decides where a run of tiny networks ends: 0.65 to 0.74 of the beginning.
+    assert np.median(chroma[-20:]) < 0.8 * np.mean(chroma[:10])
 
 
 def test_bf16_trains_too(config, run, tmp_path):
