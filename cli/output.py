@@ -92,8 +92,9 @@ class Reporter:
                 self._warn(outcome, warning)
         if self._as_json:
             self._say(json.dumps(outcome.to_dict()))
-        elif outcome.status == "restored":
-            self._say(f"{outcome.job.photo} -> {outcome.job.output}")
+        elif outcome.status in ("restored", "left"):
+            how = " (left as it is)" if outcome.status == "left" else ""
+            self._say(f"{outcome.job.photo} -> {outcome.job.output}{how}")
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 
@@ -119,7 +120,7 @@ class Reporter:
                 self.complain(f"warning on {count} photos: {warning}")
         counts = [
             f"{self._counts[status]} {status}"
-            for status in ("restored", "failed", "skipped", "unfinished")
+            for status in ("restored", "left", "failed", "skipped", "unfinished")
             if self._counts[status]
         ]
         seconds = time.monotonic() - self._start

@@ -79,6 +79,14 @@ def command(
             "--force-color", help="Colorize even where no reference of the library suits the photo."
         ),
     ] = False,
+    force_photo: Annotated[
+        bool,
+        typer.Option(
+            "--force-photo",
+            help="Restore the whole picture, also its border, a page of text or a drawing, which "
+            "otherwise come back as they are.",
+        ),
+    ] = False,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -141,6 +149,7 @@ def command(
         ),
         color=color,
         force_color=force_color,
+        force_photo=force_photo,
         quality=quality,
         timeout=timeout,
         in_flight=jobs,

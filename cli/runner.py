@@ -38,6 +38,7 @@ _HOPELESS = (
     ModelNotFoundError,
     AccessDeniedError,
 )
+_WITH_RESULT = ("restored", "left", "skipped")
 _HOPELESS_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
 
 
@@ -47,7 +48,8 @@ class Outcome:
 
     Attributes:
         job: the photo and its result file.
-        status: ``restored``, ``failed``, ``skipped``, or ``unfinished`` where the run ended first.
+        status: ``restored``; ``left`` where the result is as the photo was, since that looks like
+            text or a drawing; ``failed``, ``skipped``, or ``unfinished`` where the run ended first.
         seconds: from reading the photo to the written result.
         report: the server's report on a restored photo.
         error: why it failed.
@@ -77,7 +79,7 @@ class Outcome:
                 error |= {"step": self.error.step, "code": self.error.code}
         return {
             "photo": str(self.job.photo),
-            "output": str(self.job.output) if self.status in ("restored", "skipped") else None,
+            "output": str(self.job.output) if self.status in _WITH_RESULT else None,
             "status": self.status,
             "seconds": round(self.seconds, 3),
             "report": None if self.report is None else self.report.to_dict(),
@@ -100,6 +102,7 @@ class Settings:
         references: chooses what to send as reference.
         color: False restores only.
         force_color: colorize after a library's references even where none suits.
+        force_photo: restore borders, pages of text and drawings as well.
         quality: of JPEG and WebP, 1 to 100.
         timeout: seconds per photo.
         in_flight: photos at a time.
@@ -110,6 +113,7 @@ class Settings:
     references: References
     color: bool = True
     force_color: bool = False
+    force_photo: bool = False
     quality: int = 95
     timeout: float = 300.0
     in_flight: int = 2
@@ -206,7 +210,9 @@ class Run:
             restored = await self._restore(job, client)
         except (PikFixError, OSError, CommandError) as error:
             return Outcome(job, "failed", time.monotonic() - start, error=error)
-        return Outcome(job, "restored", time.monotonic() - start, report=restored.report)
+        # A page of text or a drawing comes back as it was, which is no restored photo.
+        status = "restored" if restored.report.restored else "left"
+        return Outcome(job, status, time.monotonic() - start, report=restored.report)
 
     async def _restore(self, job: Job, client: AsyncPikFixClient) -> RestoredPhoto:
         settings = self.settings
@@ -221,6 +227,7 @@ class Run:
                 list(references),
                 color=settings.color,
                 force_color=settings.force_color,
+                force_photo=settings.force_photo,
                 format=cast(PictureFormat, job.format),
                 quality=settings.quality,
                 timeout=settings.timeout,

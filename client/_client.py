@@ -83,6 +83,7 @@ class PikFixClient:
         *,
         color: bool = True,
         force_color: bool = False,
+        force_photo: bool = False,
         format: PictureFormat | None = None,
         quality: int = 95,
         timeout: float | None = None,
@@ -97,6 +98,8 @@ class PikFixClient:
             color: False restores only and gives a grey picture.
             force_color: without a reference, take the best of the server's library even where
                 none suits; otherwise such a photo is left grey, and the report says so.
+            force_photo: restore the whole picture, also its border, a page of text or a
+                drawing; these are otherwise left as they are, and the report says so.
             format: of the result; None keeps the photo's own where it is one of these, and
                 gives PNG otherwise.
             quality: of a JPEG or WebP result, 1 to 100.
@@ -115,6 +118,7 @@ class PikFixClient:
             reference,
             color=color,
             force_color=force_color,
+            force_photo=force_photo,
             format=format,
             quality=quality,
             limit=self._limits.message_bytes,

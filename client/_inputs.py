@@ -139,14 +139,20 @@ def encode_references(
 
 
 def check_options(
-    color: bool, force_color: bool, format: str | None, quality: int
+    color: bool,
+    force_color: bool,
+    format: str | None,
+    quality: int,
+    *,
+    force_photo: bool = False,
 ) -> dict[str, bool | int | str]:
     """Return the options of a photo request.
 
     Raises:
         InvalidOptionsError: an option has the wrong type or is out of range.
     """
-    for name, flag in (("color", color), ("force_color", force_color)):
+    flags = {"color": color, "force_color": force_color, "force_photo": force_photo}
+    for name, flag in flags.items():
         if not isinstance(flag, (bool, np.bool_)):
             raise InvalidOptionsError(f"{name} must be True or False, got {flag!r}")
     if force_color and not color:
@@ -159,6 +165,8 @@ def check_options(
     options: dict[str, bool | int | str] = {"color": bool(color), "quality": int(quality)}
     if force_color:
         options["force_color"] = True
+    if force_photo:  # a server of before does not know it
+        options["force_photo"] = True
     if format is not None:
         options["format"] = format
     return options

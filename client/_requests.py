@@ -70,12 +70,13 @@ def photo_request(
     *,
     color: bool,
     force_color: bool,
+    force_photo: bool,
     format: str | None,
     quality: int,
     limit: int,
 ) -> Request:
     """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
-    options = check_options(color, force_color, format, quality)
+    options = check_options(color, force_color, format, quality, force_photo=force_photo)
     data, encoded_here = encode_photo(photo)
     if encoded_here and format is None:
         # The caller's picture was in memory and has no file format of its own.

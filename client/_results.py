@@ -31,13 +31,22 @@ SUFFIX_FORMATS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class PhotoInfo:
-    """The photo as the server decoded it: its size upright, in pixels, and how it was stored."""
+    """The photo as the server decoded it: its size upright, in pixels, and how it was stored.
+
+    Attributes:
+        content: ``photo``, or ``graphic`` for a page of text or a drawing, which comes back as it
+            was.
+        rectangle: (top, left, bottom, right) in pixels of the photo within a border, which comes
+            back as it was; None without a border.
+    """
 
     width: int
     height: int
     format: str
     mode: str
     bit_depth: int
+    content: str = "photo"
+    rectangle: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,11 @@ class Report:
     model_version: str
     warnings: tuple[str, ...]
 
+    @property
+    def restored(self) -> bool:
+        """Whether anything was restored; False of a page of text or a drawing, left as it is."""
+        return self.photo.content == "photo"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values that JSON can hold."""
         return dataclasses.asdict(self)
@@ -125,6 +139,9 @@ class Report:
                 format=str(photo["format"]),
                 mode=str(photo["mode"]),
                 bit_depth=_whole(photo["bit_depth"]),
+                # Servers of before did not look.
+                content=str(photo.get("content", "photo")),
+                rectangle=_rectangle_or_none(photo.get("rectangle")),
             ),
             result=ResultInfo(
                 width=_whole(result["width"]),
@@ -162,6 +179,13 @@ def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{value!r} is not true or false")
     return value
+
+
+def _rectangle_or_none(value: Any) -> tuple[int, int, int, int] | None:
+    if value is None:
+        return None
+    top, left, bottom, right = map(_whole, value)
+    return top, left, bottom, right
 
 
 def _number_or_none(value: Any) -> float | None:

@@ -21,8 +21,10 @@ from PIL import Image
 from pikfix.photos import encode
 from pikfix.photos.color import lab_planes
 from pikfix.photos.decode import Photo, decode_photo
+from pikfix.photos.domain import Content
 from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
+from pikfix.photos.kept import Kept
 from pikfix.photos.padding import MULTIPLE
 from pikfix.photos.tint import has_colours
 
@@ -32,6 +34,14 @@ DEFAULT_REFERENCE_SIDE = 256
 DEFAULT_MAX_REFERENCES = 8
 _NOTES_VERSION = 2
 _BINARY = ("exif", "xmp", "iptc")
+LEFT_AS_IT_IS = (
+    'looks like text or a drawing: left as it is; send {"force_photo": true} (--force-photo) to '
+    "restore it all the same"
+)
+BORDER_KEPT = (
+    'has a border, which is left as it is: only the photo within was restored; send {"force_photo"'
+    ": true} (--force-photo) to restore all of it"
+)
 _EXAMPLE = 'send, for example, {"color": true, "format": "png"}'
 
 
@@ -91,12 +101,15 @@ class Options:
         format: jpeg, png, tiff or webp; None: the photo's own if it is one of these, else png.
         quality: 1 to 100, for jpeg and webp.
         force_color: colorize after the library's best references even where none suits.
+        force_photo: restore the whole picture, also where it seems to have a border or to be a
+            page of text or a drawing.
     """
 
     color: bool = True
     format: str | None = None
     quality: int = encode.DEFAULT_QUALITY
     force_color: bool = False
+    force_photo: bool = False
 
 
 def parse_options(data: bytes) -> Options:
@@ -123,7 +136,7 @@ def parse_options(data: bytes) -> Options:
         if key not in known:
             raise PhotoError("bad_options", f"option {key!r} is unknown: use {', '.join(known)}")
     options = Options(**given)
-    for name in ("color", "force_color"):
+    for name in ("color", "force_color", "force_photo"):
         if not isinstance(getattr(options, name), bool):
             raise PhotoError("bad_options", f"{name} must be true or false")
     if options.format is not None and options.format not in encode.FORMATS:
@@ -269,7 +282,7 @@ class PhotoNotes:
     """What decode_photo tells encode_photo about a photo (the tensor photo_info, JSON).
 
     Attributes:
-        size: (height, width) to crop to.
+        size: (height, width) to crop to, of the part that the networks get.
         photo: the report's entry on the photo.
         deep: the photo had more than 8 bits a sample.
         exif: EXIF block for the result.
@@ -284,6 +297,7 @@ class PhotoNotes:
         warnings: for the report.
         decode_seconds: time spent in decode_photo, on the whole request.
         decoded_at: Unix time in seconds at which decode_photo was done.
+        kept: what passes the networks by; None where they get the whole picture.
     """
 
     size: tuple[int, int]
@@ -301,6 +315,7 @@ class PhotoNotes:
     texts: Texts = ()
     decode_seconds: float = 0.0
     decoded_at: float = 0.0
+    kept: Kept | None = None
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
@@ -328,11 +343,25 @@ class PhotoNotes:
             if fields["dpi"] is not None:
                 horizontal, vertical = fields["dpi"]
                 fields["dpi"] = (float(horizontal), float(vertical))
+            if fields["kept"] is not None:
+                fields["kept"] = Kept.from_fields(fields["kept"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PhotoError(
                 "bad_tensor", f"photo_info is not what decode_photo writes ({error})"
             ) from error
+
+
+def part_to_restore(photo: Photo, content: Content) -> Photo:
+    """What the networks get: the photo, what is within its border, or a speck of a graphic.
+
+    A graphic passes them by; the ensemble has no way around its steps.
+    """
+    if content.kind == "graphic":
+        return dataclasses.replace(photo, pixels=np.full((MULTIPLE, MULTIPLE), 128, np.uint8))
+    if content.rectangle is not None:
+        return dataclasses.replace(photo, pixels=photo.pixels[content.rectangle.slices])
+    return photo
 
 
 def take_notes(
@@ -342,6 +371,7 @@ def take_notes(
     *,
     library: bool,
     why_none: str | None = None,
+    content: Content | None = None,
 ) -> PhotoNotes:
     """Settle what becomes of a photo.
 
@@ -351,6 +381,7 @@ def take_notes(
         references: those to colorize with; none leaves the photo grey.
         library: whether references could have been chosen by the server.
         why_none: why the server chose none from its library.
+        content: what the picture holds; None: a photo alone.
 
     Returns:
         The notes, their times still zero.
@@ -362,24 +393,36 @@ def take_notes(
     name = options.format or fallback
     encode.check_format(name, (photo.height, photo.width))
     warnings = list(photo.warnings)
-    colorize = options.color and bool(references)
-    if options.color and has_colours(photo.pixels):
+    content = content or Content()
+    graphic = content.kind == "graphic"
+    part = part_to_restore(photo, content)
+    colorize = options.color and bool(references) and not graphic
+    if graphic:
+        warnings.append(LEFT_AS_IT_IS)
+    elif content.rectangle is not None:
+        warnings.append(BORDER_KEPT)
+    if options.color and has_colours(part.pixels):
         warnings.append("the photo's own colours were not used: only its luminance is restored")
-    if options.color and not references:
+    if options.color and not references and not graphic:
         suits = why_none or "its library has none that suits"
         where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
-    if photo.deep and not encode.holds_deep(name, grey=not colorize):
-        kind = "colour" if colorize else "pictures"
+    colour = colorize or (graphic and photo.pixels.ndim == 3)
+    if photo.deep and not encode.holds_deep(name, grey=not colour):
+        kind = "colour" if colour else "pictures"
         warnings.append(f"{name} holds {kind} at 8 bits here, the photo has {photo.bit_depth}")
     return PhotoNotes(
-        size=(photo.height, photo.width),
+        size=(part.height, part.width),
         photo={
             "width": photo.width,
             "height": photo.height,
             "format": photo.format,
             "mode": photo.mode,
             "bit_depth": photo.bit_depth,
+            "content": content.kind,
+            "rectangle": None
+            if content.rectangle is None
+            else list(dataclasses.astuple(content.rectangle)),
         },
         deep=photo.deep,
         exif=photo.exif,
@@ -392,4 +435,5 @@ def take_notes(
         colorize=colorize,
         references=[reference.report() for reference in references] if colorize else [],
         warnings=warnings,
+        kept=Kept.of(photo.pixels, content.rectangle) if part is not photo else None,
     )

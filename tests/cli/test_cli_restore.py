@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def names(folder):
@@ -76,6 +77,31 @@ def test_one_photo_with_references_and_options(restore, server, fake, picture, t
     assert sent_options(server) == [{"color": True, "quality": 80, "format": "webp"}]
     with Image.open(tmp_path / "b.webp") as image:
         assert image.format == "WEBP"
+
+
+def test_what_is_left_as_it_is_is_not_counted_as_restored(restore, picture, tmp_path):
+    picture(tmp_path / "in/a.png")
+    with Image.open(tmp_path / "in/a.png") as image:
+        text = PngInfo()
+        text.add_text("content", "graphic")
+        image.save(tmp_path / "in/page.png", pnginfo=text)
+    done = restore(tmp_path / "in", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"{tmp_path / 'in/a.png'} -> {tmp_path / 'out/a.png'}",
+        f"{tmp_path / 'in/page.png'} -> {tmp_path / 'out/page.png'} (left as it is)",
+    ]
+    assert "1 restored, 1 left in" in done.stderr
+    done = restore(tmp_path / "in/page.png", "-o", tmp_path / "page.png", "--json")
+    said = json.loads(done.stdout)
+    assert (said["status"], said["output"]) == ("left", str(tmp_path / "page.png"))
+    assert said["report"]["photo"]["content"] == "graphic"
+
+
+def test_force_photo_is_passed_on(restore, server, picture, tmp_path):
+    done = restore(picture(tmp_path / "a.jpg"), "-o", tmp_path / "out", "--force-photo")
+    assert done.returncode == 0, done.stderr
+    assert sent_options(server)[0]["force_photo"] is True
 
 
 def test_force_color_is_passed_on(restore, server, picture, tmp_path):

@@ -180,6 +180,9 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
     client.restore(jpeg, force_color=True)
     wanted = {"color": True, "quality": 95, "force_color": True}
     assert json.loads(sent(server, "options").item()) == wanted
+    client.restore(jpeg, force_photo=True)
+    wanted = {"color": True, "quality": 95, "force_photo": True}
+    assert json.loads(sent(server, "options").item()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,7 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
         {"color": "no"},
         {"color": 1},
         {"force_color": "yes"},
+        {"force_photo": 1},
         {"force_color": True, "color": False},
     ],
 )

@@ -9,6 +9,7 @@ import stat
 
 import numpy as np
 import pytest
+from fake_triton import report_of
 from PIL import Image
 
 from pikfix.client import (
@@ -210,3 +211,17 @@ def test_the_image_is_the_grey_photo(restored, jpeg):
 
     grey = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L")).astype(int)
     assert np.abs(np.asarray(restored.image).astype(int) - grey).mean() < 2
+
+
+def test_content_and_rectangle_of_a_picture_that_is_more_than_a_photo():
+    before = Report.from_json(json.dumps(report_of(9, 8, "png")))
+    assert (before.photo.content, before.photo.rectangle, before.restored) == ("photo", None, True)
+    values = report_of(9, 8, "png")
+    values["photo"] |= {"content": "photo", "rectangle": [1, 2, 7, 8]}
+    bordered = Report.from_json(json.dumps(values))
+    assert (bordered.photo.rectangle, bordered.restored) == ((1, 2, 7, 8), True)
+    values["photo"] |= {"content": "graphic", "rectangle": None}
+    assert not Report.from_json(json.dumps(values)).restored
+    values["photo"]["rectangle"] = [1, 2, 3]
+    with pytest.raises(InvalidResponseError, match="cannot read the report"):
+        Report.from_json(json.dumps(values))

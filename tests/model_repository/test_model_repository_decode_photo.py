@@ -62,6 +62,7 @@ def test_outputs(step, text, save, photo, reference):
     ]
     assert notes["photo"] == {
         "width": 140, "height": 100, "format": "png", "mode": "L", "bit_depth": 8,
+        "content": "photo", "rectangle": None,
     }  # fmt: skip
     assert 0 < notes["decode_seconds"] < 5
     assert abs(notes["decoded_at"] - time.time()) < 5

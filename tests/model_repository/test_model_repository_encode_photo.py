@@ -81,7 +81,15 @@ def test_report(steps, text, save, reference):
     image, report = opened(answer)
     seconds = report.pop("seconds")
     assert report == {
-        "photo": {"width": 120, "height": 90, "format": "png", "mode": "RGB", "bit_depth": 8},
+        "photo": {
+            "width": 120,
+            "height": 90,
+            "format": "png",
+            "mode": "RGB",
+            "bit_depth": 8,
+            "content": "photo",
+            "rectangle": None,
+        },
         "result": {"width": 120, "height": 90, "format": "png"},
         "references": [{"source": "request", "name": None, "score": None, "share": None}],
         "colorized": True,

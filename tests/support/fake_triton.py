@@ -98,6 +98,8 @@ def answer_photo(request, context):
         ],
         warnings=[] if colorized else ["no reference: left grey"],
     )
+    if image.info.get("content") == "graphic":
+        report["photo"] |= {"content": "graphic", "rectangle": None}
     return response(
         request.model_name, result=buffer.getvalue(), report=json.dumps(report).encode()
     )

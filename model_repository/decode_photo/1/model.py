@@ -45,6 +45,7 @@ from pikfix.photos import (
     pad_reflect,
     photo_luminance,
 )
+from pikfix.photos.domain import Content, find_content
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import (
@@ -59,6 +60,7 @@ from pikfix.photos.steps import (
     grey_reference,
     join_references,
     parse_options,
+    part_to_restore,
     reference_planes,
     reference_shape,
     take_notes,
@@ -125,13 +127,13 @@ class TritonPythonModel:
         for number in range(count):
             try:
                 wishes = parse_options(options[number][0] if options[number] else b"")
-                photo, chosen, note = self._one(photos[number][0], references[number], wishes)
+                part, chosen, note = self._one(photos[number][0], references[number], wishes)
             except PhotoError as error:
                 if count == 1:
                     raise
                 place = f"photo {number + 1} of {count}: "
                 raise PhotoError(error.code, place + error.message) from error
-            luminances.append(photo_luminance(photo.pixels))
+            luminances.append(photo_luminance(part.pixels))
             notes.append(note)
             if chosen:
                 # One size for the whole request, that of its first reference.
@@ -166,12 +168,19 @@ class TritonPythonModel:
         finally:
             wait([given])  # nothing of a request that failed goes on
         references = given.result()
+        content = Content() if options.force_photo else find_content(photo.pixels)
+        part = part_to_restore(photo, content)
+        if content.kind == "graphic":
+            references = []
         why_none: str | None = None
-        if options.color and not references and self.choose_references is not None:
-            references, why_none = self.choose_references(photo, options)
+        wanted = options.color and content.kind == "photo"
+        if wanted and not references and self.choose_references is not None:
+            references, why_none = self.choose_references(part, options)
         library = self.choose_references is not None
-        notes = take_notes(photo, options, references, library=library, why_none=why_none)
-        return photo, references, notes
+        notes = take_notes(
+            photo, options, references, library=library, why_none=why_none, content=content
+        )
+        return part, references, notes
 
     def _open_library(self, folder: Path, parameters: Mapping[str, Any]) -> Choose:
         """Open a library of references; only here is torch loaded."""

@@ -114,6 +114,11 @@ class TritonPythonModel:
                 f"restored_l is {padded[1]} x {padded[0]}, the photo {width} x {height}:"
                 " send the restored_l that belongs to this photo_info",
             )
+        kept = notes.kept
+        if kept is not None and kept.place is None:
+            colour = kept.colour
+            pixels = kept.pixels(deep=notes.deep and holds_deep(notes.format, grey=not colour))
+            return self._file(pixels, notes, None)
         light = crop(padded_l, notes.size)
         deep = notes.deep and holds_deep(notes.format, grey=not notes.colorize)
         confidence = None
@@ -122,6 +127,11 @@ class TritonPythonModel:
             confidence = _mean_confidence(maps, padded, notes.size)
         else:
             pixels = grey_from_luminance(light, deep=deep)
+        return self._file(pixels if kept is None else kept.around(pixels), notes, confidence)
+
+    def _file(
+        self, pixels: npt.NDArray[Any], notes: PhotoNotes, confidence: float | None
+    ) -> tuple[bytes, dict[str, Any]]:
         result, warnings = encode_photo(
             pixels,
             notes.format,
@@ -134,7 +144,11 @@ class TritonPythonModel:
         )
         return result, {
             "photo": notes.photo,
-            "result": {"width": width, "height": height, "format": notes.format},
+            "result": {
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
+                "format": notes.format,
+            },
             "references": notes.references,
             "colorized": notes.colorize,
             "mean_confidence": confidence,

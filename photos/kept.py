@@ -1,0 +1,100 @@
+"""Pixels that pass the networks by: what decode_photo keeps and encode_photo puts back."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pikfix.photos.color import grey_from_luminance, photo_luminance
+from pikfix.photos.domain import Rectangle
+
+_TOP = 65535
+_FAST = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A picture, or its border alone, as it was decoded.
+
+    Attributes:
+        size: (height, width) of the whole picture.
+        place: where the restored part belongs; None where nothing of it is restored.
+        colour: whether the pixels have three channels.
+        deep: whether they have 16 bits.
+        data: the pixels, compressed, as base64 text; zeros at ``place``.
+    """
+
+    size: tuple[int, int]
+    place: Rectangle | None
+    colour: bool
+    deep: bool
+    data: str
+
+    @classmethod
+    def of(cls, pixels: npt.NDArray[Any], place: Rectangle | None) -> Kept:
+        """Keep [H, W] or [H, W, 3], uint8 or floating point in [0, 1], outside of ``place``."""
+        deep = pixels.dtype != np.uint8
+        stored = np.rint(pixels * np.float32(_TOP)).astype("<u2") if deep else pixels
+        if place is not None:
+            stored = stored.copy()
+            stored[place.slices] = 0
+        packed = zlib.compress(np.ascontiguousarray(stored).tobytes(), _FAST)
+        return cls(
+            size=(int(pixels.shape[0]), int(pixels.shape[1])),
+            place=place,
+            colour=pixels.ndim == 3,
+            deep=deep,
+            data=base64.b64encode(packed).decode(),
+        )
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Kept:
+        """Read what `dataclasses.asdict` and JSON have made of one."""
+        place = fields["place"]
+        height, width = fields["size"]
+        return cls(
+            **{
+                **fields,
+                "size": (int(height), int(width)),
+                "place": None if place is None else Rectangle(**place),
+            }
+        )
+
+    def pixels(self, *, deep: bool) -> npt.NDArray[Any]:
+        """The kept pixels, uint16 if ``deep``, else uint8."""
+        flat = np.frombuffer(zlib.decompress(base64.b64decode(self.data)), self._type)
+        stored = flat.reshape(*self.size, 3) if self.colour else flat.reshape(self.size)
+        if self.deep and not deep:
+            return np.rint(stored / np.float32(257)).astype(np.uint8)
+        if deep and not self.deep:
+            return stored.astype(np.uint16) * np.uint16(257)
+        return stored.astype(np.uint16 if deep else np.uint8)
+
+    @property
+    def _type(self) -> str:
+        return "<u2" if self.deep else "u1"
+
+    def around(self, restored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The whole picture with the restored part in it.
+
+        A restored part without colour makes the border grey as well; around a part in colour the
+        border keeps its own.
+
+        Args:
+            restored: [h, w] or [h, w, 3] of the size of ``place``, uint8 or uint16.
+        """
+        assert self.place is not None
+        deep = restored.dtype == np.uint16
+        whole = self.pixels(deep=deep)
+        if restored.ndim == 2 and whole.ndim == 3:
+            unit = whole.astype(np.float32) / np.float32(_TOP) if deep else whole
+            whole = grey_from_luminance(photo_luminance(unit), deep=deep)
+        elif restored.ndim == 3 and whole.ndim == 2:
+            whole = np.repeat(whole[..., None], 3, axis=2)
+        whole[self.place.slices] = restored
+        return whole
