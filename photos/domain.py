@@ -174,7 +174,10 @@ def _sums(mask: Mask, side: int) -> npt.NDArray[np.int32]:
     """Sums over every square of a side."""
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
     total[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1)
-    return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    sums: npt.NDArray[np.int32] = (
+        total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    )
+    return sums
 
 
 # Borders ----------------------------------------------------------------------------------

@@ -70,10 +70,11 @@ class Kept:
         flat = np.frombuffer(zlib.decompress(base64.b64decode(self.data)), self._type)
         stored = flat.reshape(*self.size, 3) if self.colour else flat.reshape(self.size)
         if self.deep and not deep:
-            return np.rint(stored / np.float32(257)).astype(np.uint8)
+            stored = np.rint(stored / np.float32(257))
         if deep and not self.deep:
-            return stored.astype(np.uint16) * np.uint16(257)
-        return stored.astype(np.uint16 if deep else np.uint8)
+            stored = stored.astype(np.uint16) * np.uint16(257)
+        pixels: npt.NDArray[Any] = stored.astype(np.uint16 if deep else np.uint8)
+        return pixels
 
     @property
     def _type(self) -> str:
