@@ -206,6 +206,7 @@ def choose_here(library: Path, *, force: bool = False, count: int | None = None)
     Raises:
         LibraryError: the library cannot be used.
     """
+    from pikfix.cli.runner import LibraryReference
     from pikfix.photos import PhotoError, decode_photo, read_picture_file
     from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
     from pikfix.references.pictures import reduce_picture
@@ -219,6 +220,9 @@ def choose_here(library: Path, *, force: bool = False, count: int | None = None)
             return ()
         ranked = opened.rank(picture, CANDIDATES)
         chosen = suitable(ranked, -math.inf if force else opened.threshold)
-        return [read_picture_file(one.path) for one in chosen[: count or DEFAULT_COUNT]]
+        return [
+            LibraryReference(read_picture_file(one.path), one.name, round(one.score, 4))
+            for one in chosen[: count or DEFAULT_COUNT]
+        ]
 
     return choose

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import signal
 import time
@@ -85,6 +86,39 @@ class Outcome:
             "report": None if self.report is None else self.report.to_dict(),
             "error": error,
         }
+
+
+class LibraryReference(bytes):
+    """An encoded reference that was chosen from a library of this machine.
+
+    Attributes:
+        name: its name in the library.
+        score: how well it suits the photo.
+    """
+
+    name: str
+    score: float
+
+    def __new__(cls, data: bytes, name: str, score: float) -> LibraryReference:
+        """Keep a file's bytes with what the library says about it."""
+        reference = super().__new__(cls, data)
+        reference.name, reference.score = name, score
+        return reference
+
+
+def _with_names(restored: RestoredPhoto, sent: Sequence[bytes]) -> RestoredPhoto:
+    """Enter into the report what only this side knows: which pictures of a library were sent."""
+    used = restored.report.references
+    if len(used) != len(sent):
+        return restored
+    named = tuple(
+        dataclasses.replace(use, source="library", name=one.name, score=one.score)
+        if isinstance(one, LibraryReference)
+        else use
+        for use, one in zip(used, sent, strict=True)
+    )
+    report = dataclasses.replace(restored.report, references=named)
+    return dataclasses.replace(restored, report=report)
 
 
 class References(Protocol):
@@ -241,6 +275,7 @@ class Run:
             if not await _comes_back(client, settings.patience):
                 raise
             restored = await send()
+        restored = _with_names(restored, references)
         writing = asyncio.ensure_future(asyncio.to_thread(self._write, job, restored))
         try:
             await asyncio.shield(writing)

@@ -76,6 +76,27 @@ def test_an_unsuitable_best_is_told(run, library, built):
     assert len(choose_here(library, force=True, count=3)(photo)) == 3
 
 
+def test_report_names_what_was_chosen_here_and_sent(run, library, built, tmp_path, capsys):
+    from fake_triton import FakeTriton
+
+    photo = built[1] / "coffee_0.png"
+    (sent,) = choose_here(library, force=True, count=1)(photo.read_bytes())
+    server = FakeTriton()
+    try:
+        words = ("restore", photo, "-o", tmp_path / "out.png", "--url", server.url)
+        code = main([*map(str, words), "--library", str(library), "--force-color", "--json"])
+        out, err = capsys.readouterr()
+    finally:
+        server.close()
+    assert code == 0, err
+    (used,) = json.loads(out)["report"]["references"]
+    assert (used["source"], used["name"], used["score"]) == ("library", sent.name, sent.score)
+    ranked = json.loads(run("rank", photo, "--library", library, "--json")[1])
+    scores = {row["name"]: row["score"] for row in ranked["references"]}
+    assert used["score"] == pytest.approx(scores[used["name"]], abs=1e-4)
+    assert 0 < used["share"] <= 1
+
+
 def test_failures_take_one_line(run, tmp_path, pictures, library):
     empty = tmp_path / "empty"
     empty.mkdir()
