@@ -18,7 +18,7 @@ from pikfix.cli.private_server import private_server, terminate_as_interrupt
 from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
 from pikfix.cli.references import LibraryReferences, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
-from pikfix.client import AsyncPikFixClient
+from pikfix.client import AsyncPikFixClient, Retry
 from pikfix.photos import read_picture_file
 
 # A supervised server needs this long to load its models again.
@@ -107,9 +107,22 @@ def command(
         Path, typer.Option(help="Models for the server that is started without --url.")
     ] = Path("model_repository"),
     jobs: Annotated[
-        int, typer.Option(min=1, max=64, help="Photos in flight at the same time.")
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Photos in flight at the same time, at most; fewer while "
+            "the server's queues are full.",
+        ),
     ] = 2,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one photo.")] = 300.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Seconds to wait for one photo's answer; waiting for a place in the "
+            "server's queue does not count.",
+        ),
+    ] = 300.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = (
         False
     ),
@@ -186,7 +199,8 @@ def _client(url: str | None) -> AsyncPikFixClient | None:
     if url is None:
         return None
     try:
-        return AsyncPikFixClient(url)
+        # What may be sent again, the run decides, which knows of all photos.
+        return AsyncPikFixClient(url, retry=Retry.never())
     except ValueError as error:
         raise UsageError(f"--url: {error}") from error
 
@@ -209,7 +223,7 @@ def _work(
             reporter.describe("starting a server")
             with terminate_as_interrupt():
                 url = stack.enter_context(private_server(model_repository))
-            client = AsyncPikFixClient(url)
+            client = AsyncPikFixClient(url, retry=Retry.never())
         reporter.describe("restoring")
         asyncio.run(work(client))
 

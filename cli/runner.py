@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+from pikfix.cli.flow import Flow
 from pikfix.cli.plan import Job
 from pikfix.cli.problems import CommandError, explain
 from pikfix.cli.threads import in_daemon_thread
 from pikfix.client import (
     AccessDeniedError,
     AsyncPikFixClient,
-    ConnectionLostError,
     ModelNotFoundError,
     PictureFormat,
     PikFixError,
@@ -31,9 +31,10 @@ from pikfix.client import (
 )
 from pikfix.photos import read_picture_file
 
-# After one of these no later photo can fare better.
+# After one of these, once patience has ended, no later photo can fare better.
 _HOPELESS = (
     ServerUnreachableError,
+    ServerNotReadyError,
     WrongServerError,
     TlsError,
     ModelNotFoundError,
@@ -138,8 +139,8 @@ class Settings:
         force_color: colorize after a library's references even where none suits.
         force_photo: restore borders, pages of text and drawings as well.
         quality: of JPEG and WebP, 1 to 100.
-        timeout: seconds per photo.
-        in_flight: photos at a time.
+        timeout: seconds per photo and attempt.
+        in_flight: photos at a time, at most.
         overwrite: replace results that exist.
         patience: seconds to wait for a server that went away.
     """
@@ -186,7 +187,7 @@ class Run:
                 job = next(waiting, None)
                 if job is None:
                     return
-                outcome = await self._one(job, client)
+                outcome = await self._one(job, flow)
                 done.add(job)
                 self.report(outcome)
                 if _is_hopeless(outcome.error):
@@ -194,6 +195,7 @@ class Run:
                     self._stop()
 
         count = min(self.settings.in_flight, len(jobs))
+        flow = Flow(client, count, self.settings.timeout, self.settings.patience)
         self._tasks = [asyncio.create_task(work()) for _ in range(count)]
         with self._signals():
             results = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -238,17 +240,17 @@ class Run:
         finally:
             restore()
 
-    async def _one(self, job: Job, client: AsyncPikFixClient) -> Outcome:
+    async def _one(self, job: Job, flow: Flow) -> Outcome:
         start = time.monotonic()
         try:
-            restored = await self._restore(job, client)
+            restored = await self._restore(job, flow)
         except (PikFixError, OSError, CommandError) as error:
             return Outcome(job, "failed", time.monotonic() - start, error=error)
         # A page of text or a drawing comes back as it was, which is no restored photo.
         status = "restored" if restored.report.restored else "left"
         return Outcome(job, status, time.monotonic() - start, report=restored.report)
 
-    async def _restore(self, job: Job, client: AsyncPikFixClient) -> RestoredPhoto:
+    async def _restore(self, job: Job, flow: Flow) -> RestoredPhoto:
         settings = self.settings
         photo = await in_daemon_thread(read_picture_file, job.photo)
         references: Sequence[bytes] = ()
@@ -256,7 +258,7 @@ class Run:
             references = await asyncio.to_thread(settings.references, photo)
 
         async def send() -> RestoredPhoto:
-            return await client.restore(
+            return await flow.client.restore(
                 photo,
                 list(references),
                 color=settings.color,
@@ -267,14 +269,7 @@ class Run:
                 timeout=settings.timeout,
             )
 
-        try:
-            restored = await send()
-        except (ServerUnreachableError, ConnectionLostError, ServerNotReadyError):
-            # A supervised server that died is started again; whoever killed it must not take
-            # the photos that were in flight beside it along.
-            if not await _comes_back(client, settings.patience):
-                raise
-            restored = await send()
+        restored = await flow.send(send)
         restored = _with_names(restored, references)
         writing = asyncio.ensure_future(asyncio.to_thread(self._write, job, restored))
         try:
@@ -289,15 +284,6 @@ class Run:
         if not self.settings.overwrite and job.output.exists():
             raise CommandError(f"{job.output} appeared meanwhile and is left as it is")
         restored.save(job.output)
-
-
-async def _comes_back(client: AsyncPikFixClient, patience: float) -> bool:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if await client.is_ready():
-            return True
-        await asyncio.sleep(0.5)
-    return False
 
 
 def _is_hopeless(error: Exception | None) -> bool:

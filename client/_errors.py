@@ -23,10 +23,16 @@ The tree::
     │   ├── ServerBusyError          the queue is full, or waiting took too long
     │   ├── AccessDeniedError        credentials are missing or not accepted
     │   ├── StepFailedError          a step failed on the server
+    │   │   └── StepCrashedError     the step's process died
     │   └── InvalidResponseError     the answer is not what the contract says
     ├── DeadlineExceededError        the time given ran out
     ├── RequestCancelledError        the call was cancelled before an answer
-    └── ClientClosedError            the client was closed
+    └── ClientClosedError            the client was closed, or cannot be used here
+        ├── WrongLoopError           an asyncio client in another loop than its own
+        └── ForkedClientError        a client in another process than its own
+
+Whether the same request may succeed a little later, ``error.passing`` says: it is the one list of
+what is worth sending again.
 
 Files that cannot be read or written raise the usual :class:`OSError`.
 """
@@ -54,9 +60,13 @@ class PikFixError(Exception):
         code: the step's error code, such as ``bad_photo``, if it gave one.
         status: the gRPC status, such as ``UNAVAILABLE``, if the error came by gRPC.
         url: ``host:port`` of the server, if the call got that far.
+        passing: the trouble may be over in a moment, and the same request succeed then: a full
+            queue, a server that is being restarted, a connection that broke. Repeating is safe,
+            since a request changes nothing on the server.
     """
 
     advice: ClassVar[str] = ""
+    passing: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -165,6 +175,7 @@ class ConnectionFailedError(PikFixError):
 class ServerUnreachableError(ConnectionFailedError):
     """Nobody listens at the address, or the host does not exist."""
 
+    passing = True
     advice = (
         "start a server with `pikfix serve`, or check host and port (Triton's gRPC port, "
         "8001 unless changed)"
@@ -174,6 +185,7 @@ class ServerUnreachableError(ConnectionFailedError):
 class ConnectionLostError(ConnectionFailedError):
     """The connection broke in mid-request: the server was stopped, killed or cut off."""
 
+    passing = True
     advice = "look at the server's log, start it again if it is gone, and repeat the request"
 
 
@@ -198,6 +210,7 @@ class ServerError(PikFixError):
 class ServerNotReadyError(ServerError):
     """The server, or the model, is loading, unloading or failed to load."""
 
+    passing = True
     advice = "wait until is_ready() is true; if it stays false, read the server's log"
 
 
@@ -218,6 +231,7 @@ class ServerBusyError(ServerError):
         double it with each refusal.
     """
 
+    passing = True
     retry_after: float = 1.0
     advice = f"wait at least {retry_after:g} s (retry_after), or send fewer requests at once"
 
@@ -232,6 +246,20 @@ class StepFailedError(ServerError):
     """A step of the model failed on the server, through no known fault of the request."""
 
     advice = "read the server's log; `pikfix doctor` shows its environment"
+
+
+class StepCrashedError(StepFailedError):
+    """The process of a step died, or was found dead; `pikfix serve` restarts the server then.
+
+    Whoever killed it, every request that meets it fails; only a photo that is alone with it each
+    time is the likely cause.
+    """
+
+    passing = True
+    advice = (
+        "send the request again once is_ready() is true; if the same photo fails each time, the "
+        "server's log says more"
+    )
 
 
 class InvalidResponseError(ServerError):
@@ -251,6 +279,18 @@ class RequestCancelledError(PikFixError):
 
 
 class ClientClosedError(PikFixError):
-    """The client was closed; a new one is needed."""
+    """The client was closed, or cannot be used here; a new one is needed."""
 
     advice = "make a new client"
+
+
+class WrongLoopError(ClientClosedError):
+    """The asyncio client's connection belongs to another event loop."""
+
+    advice = "make one AsyncPikFixClient inside each asyncio.run(), or use PikFixClient in threads"
+
+
+class ForkedClientError(ClientClosedError):
+    """The client was made in another process: gRPC's connections do not survive a fork."""
+
+    advice = "make a client in each process, after the fork (or use the start method 'spawn')"

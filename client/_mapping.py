@@ -30,6 +30,7 @@ from pikfix.client._errors import (
     ServerError,
     ServerNotReadyError,
     ServerUnreachableError,
+    StepCrashedError,
     StepFailedError,
     TlsError,
     UnsupportedPhotoError,
@@ -85,6 +86,12 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
     (frozenset(statuses.split()), re.compile(pattern, re.IGNORECASE), error)
     for statuses, pattern, error in (
         ("UNAVAILABLE", r"exceeds maximum queue size|request timeout expired", ServerBusyError),
+        # A proxy whose server is being restarted or is overloaded.
+        (
+            "UNAVAILABLE UNKNOWN INTERNAL",
+            r"http2? header with status: (?:429|502|503|504)\b",
+            ServerNotReadyError,
+        ),
         (
             "UNAVAILABLE",
             r"\bssl|\btsi_|certificate|hostname verification|peer name|\btls\b",
@@ -112,6 +119,8 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
             r"|connection aborted|rst_stream",
             ConnectionLostError,
         ),
+        # The process of a python step, found dead before or after it got the request.
+        ("INTERNAL UNKNOWN UNAVAILABLE", r"\bstub\b", StepCrashedError),
         (
             "RESOURCE_EXHAUSTED",
             r"message larger than max|message too large|exceeds maximum protobuf",

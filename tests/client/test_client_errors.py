@@ -162,8 +162,29 @@ def test_every_code_of_our_steps_is_mapped():
             "INTERNAL",
             "in ensemble 'pikfix_photo', Stub process 'decode_photo_0_0' is not healthy.",
             "pikfix_photo",
-            "StepFailedError",
+            "StepCrashedError",
             "decode_photo",
+        ),
+        (
+            "UNAVAILABLE",
+            "Received http2 header with status: 503",
+            "pikfix_photo",
+            "ServerNotReadyError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "Server is stopping, scheduler for model has stopped accepting new inference requests",
+            "pikfix_photo",
+            "ServerNotReadyError",
+            None,
+        ),
+        (
+            "INTERNAL",
+            "Received RST_STREAM with error code 2",
+            "pikfix_photo",
+            "ConnectionLostError",
+            None,
         ),
         (
             "UNAVAILABLE",
@@ -258,6 +279,16 @@ def test_texts_of_triton_and_grpc(status, text, model, kind, step):
     # What to do is said once: by the step where it knows, by the client otherwise.
     said_by_step = isinstance(error, _errors.InvalidInputError) and error.code
     assert message.endswith(error.detail if said_by_step else type(error).advice)
+
+
+def test_what_may_be_sent_again():
+    assert {name for name, kind in CLASSES.items() if kind.passing} == {
+        "ServerUnreachableError",
+        "ConnectionLostError",
+        "ServerNotReadyError",
+        "ServerBusyError",
+        "StepCrashedError",
+    }
 
 
 def test_connection_texts_lose_their_preamble():
