@@ -6,6 +6,7 @@ answers at once and a command needs no more than its own dependencies.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -16,7 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pikfix.cli.problems import FAILURE, INTERRUPTED, SUCCESS, USAGE, explain
+from pikfix.cli.problems import (
+    BROKEN_PIPE,
+    FAILURE,
+    INTERRUPTED,
+    SUCCESS,
+    USAGE,
+    explain,
+    printable,
+)
 
 # Command -> (module, line in `pikfix --help`). The module has a function `command`, or a
 # typer.Typer `app` where the command has sub-commands.
@@ -52,7 +61,7 @@ def _options(
 ) -> None:
     """Restore and colorize old photos.
 
-    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
     """
 
 
@@ -96,7 +105,18 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"pikfix: {message}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"pikfix: {printable(message)}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Let Python's own flush at its end go nowhere, instead of failing a second time."""
+    with contextlib.suppress(OSError, ValueError):
+        # Not in a test, whose stdout is no file.
+        number = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
     except _USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx is not None else "pikfix"
         _complain(f"{' '.join(error.format_message().split())} (see {path} --help)")
@@ -123,6 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         _complain(message)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _discard_output()
         return FAILURE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pikfix.cli.problems import printable
 from pikfix.cli.runner import Outcome
 
 
@@ -34,6 +36,7 @@ class Reporter:
         self._start = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
+        self.unheard = False  # whether the reader of stdout went away
         # No rich at all in a pipe: it would wrap lines at 80 columns.
         self._progress = (
             Progress(
@@ -47,7 +50,7 @@ class Reporter:
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            if sys.stderr.isatty()
+            if sys.stderr is not None and sys.stderr.isatty()
             else None
         )
         self._task = self._progress.add_task("restoring", total=total) if self._progress else None
@@ -77,26 +80,37 @@ class Reporter:
 
     def complain(self, text: str) -> None:
         """Print a line on stderr."""
+        line = printable(text)
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            # Where both go into one pipe that nobody reads, nobody can be told.
+            with contextlib.suppress(BrokenPipeError):
+                print(line, file=sys.stderr, flush=True)
 
     def __call__(self, outcome: Outcome) -> None:
-        """Print one outcome and count it."""
+        """Print one outcome and count it.
+
+        Raises:
+            BrokenPipeError: the first time that nobody reads stdout any more; the outcome is
+                counted then, and later ones are named on stderr where nothing came of them.
+        """
         self._counts[outcome.status] += 1
         if outcome.status == "failed":
             self.complain(f"{outcome.job.photo}: {outcome.problem}")
         if outcome.report is not None:
             for warning in outcome.report.warnings:
                 self._warn(outcome, warning)
-        if self._as_json:
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task)
+        if self.unheard:
+            if outcome.status == "unfinished":
+                self.complain(f"{outcome.job.photo}: not restored")
+        elif self._as_json:
             self._say(json.dumps(outcome.to_dict()))
         elif outcome.status in ("restored", "left"):
             how = " (left as it is)" if outcome.status == "left" else ""
-            self._say(f"{outcome.job.photo} -> {outcome.job.output}{how}")
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
+            self._say(printable(f"{outcome.job.photo} -> {outcome.job.output}{how}"))
 
     def _warn(self, outcome: Outcome, warning: str) -> None:
         # The same words for every photo of a folder are said once, and counted.
@@ -105,14 +119,18 @@ class Reporter:
             self.complain(f"{outcome.job.photo}: warning: {warning}")
 
     def _say(self, text: str) -> None:
-        if self._progress is not None and sys.stdout.isatty():
+        if self._progress is not None and sys.stdout is not None and sys.stdout.isatty():
             # Both are the same terminal: the bar has to make room.
             self.complain(text)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            self.unheard = True
+            raise
 
-    def summarize(self) -> None:
-        """Print how many photos met which fate, below the bar."""
+    def summarize(self, left_out: str = "") -> None:
+        """Print how many photos met which fate, and what was no photo, below the bar."""
         if self._progress is not None:
             self._progress.stop()
         for warning, count in self._warnings.items():
@@ -124,4 +142,6 @@ class Reporter:
             if self._counts[status]
         ]
         seconds = time.monotonic() - self._start
+        if left_out:
+            self.complain(left_out)
         self.complain(f"{', '.join(counts) or 'nothing done'} in {seconds:.1f} s")

@@ -8,6 +8,7 @@ SUCCESS = 0
 FAILURE = 1
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 # Imports that an optional part of the installation brings.
 _EXTRAS = {
@@ -43,6 +44,18 @@ class UsageError(typer.BadParameter):
     def format_message(self) -> str:
         """Return the message as it is: it is not about one option alone."""
         return str(self.message)
+
+
+def printable(text: str) -> str:
+    """Return text in which a file name's line breaks and control characters are escaped.
+
+    They would split a line of output, or command the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def explain(error: BaseException) -> str | None:

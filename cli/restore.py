@@ -15,7 +15,7 @@ import typer
 from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
-from pikfix.cli.problems import FAILURE, INTERRUPTED, CommandError, UsageError
+from pikfix.cli.problems import BROKEN_PIPE, FAILURE, INTERRUPTED, SUCCESS, CommandError, UsageError
 from pikfix.cli.references import LibraryReferences, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient, Retry
@@ -135,9 +135,15 @@ def command(
 ) -> None:
     """Restore and colorize photos.
 
+    A folder is searched for every picture that can be read, also without a suffix; what else it
+    holds is counted on stderr. Results keep their photo's name; one in another format gets its
+    suffix after it, so that scan.bmp becomes scan.bmp.png.
+
     Results appear whole or not at all, and never replace an input. Where a result exists
     already, nothing is done at all, unless --overwrite or --skip-existing says what to do. A
-    photo that fails is named on stderr, the others go on, and the exit code is 1.
+    photo that fails is named on stderr, the others go on, and the exit code is 1. A full queue
+    or a server that is being restarted is waited for. If nobody reads the output any more (as
+    after | head), the run stops, names on stderr what was not restored, and exits with 141.
     """
     for one, other, both in (
         ("--overwrite", "--skip-existing", overwrite and skip_existing),
@@ -154,8 +160,7 @@ def command(
             f"{existing[0].output}{others} exist{'' if others else 's'} already; nothing was "
             "done; give --overwrite, --skip-existing or another place with -o"
         )
-    if not plan.jobs and not plan.unreadable:
-        raise CommandError(f"there are no pictures in {', '.join(map(str, photos))}")
+    _refuse_nothing(plan, photos)
     settings = Settings(
         references=_references(
             reference or [], library, url, force=force_color, count=library_references
@@ -174,25 +179,45 @@ def command(
     with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
         run = Run(settings, reporter)
         skipped = set(existing) if skip_existing else set()
-        _report_known(plan, skipped, reporter, out)
         todo = [job for job in plan.jobs if job not in skipped]
         try:
+            _report_known(plan, skipped, reporter, out)
             if todo:
                 _work(run, todo, client, model_repository, reporter)
         except BaseException:
             # Every photo is accounted for, also where there was no server to send it to.
             if not run.begun:
                 for job in todo:
-                    reporter(Outcome(job, "unfinished"))
+                    with contextlib.suppress(BrokenPipeError):
+                        reporter(Outcome(job, "unfinished"))
             raise
         finally:
-            reporter.summarize()
+            if reporter.unheard:
+                reporter.complain("pikfix: stopped, as nobody reads the output any more")
+            reporter.summarize(plan.describe_left_out())
         if run.hopeless is not None and reporter.count("unfinished"):
             reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
+    code = _exit_code(run, reporter)
+    if code != SUCCESS:
+        raise typer.Exit(code)
+
+
+def _refuse_nothing(plan: Plan, photos: Sequence[Path]) -> None:
+    if plan.jobs or plan.unreadable:
+        return
+    left_out = plan.describe_left_out()
+    raise CommandError(
+        f"there are no pictures in {', '.join(map(str, photos))}"
+        f"{f' ({left_out})' if left_out else ''}"
+    )
+
+
+def _exit_code(run: Run, reporter: Reporter) -> int:
     if run.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if reporter.count("failed") or reporter.count("unfinished"):
-        raise typer.Exit(FAILURE)
+        return INTERRUPTED
+    if reporter.unheard:
+        return BROKEN_PIPE
+    return FAILURE if reporter.count("failed") or reporter.count("unfinished") else SUCCESS
 
 
 def _client(url: str | None) -> AsyncPikFixClient | None:

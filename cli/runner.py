@@ -189,10 +189,10 @@ class Run:
                     return
                 outcome = await self._one(job, flow)
                 done.add(job)
-                self.report(outcome)
                 if _is_hopeless(outcome.error):
                     self.hopeless = outcome.error
                     self._stop()
+                self._tell(outcome)
 
         count = min(self.settings.in_flight, len(jobs))
         flow = Flow(client, count, self.settings.timeout, self.settings.patience)
@@ -204,7 +204,14 @@ class Run:
                 raise result
         for job in jobs:
             if job not in done:
-                self.report(Outcome(job, "unfinished"))
+                self._tell(Outcome(job, "unfinished"))
+
+    def _tell(self, outcome: Outcome) -> None:
+        try:
+            self.report(outcome)
+        except BrokenPipeError:
+            # Whoever reads the results has had enough.
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
