@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pikfix.client._client import DEFAULT_URL
 from pikfix.client._errors import (
-    ClientClosedError,
     DeadlineExceededError,
     ModelNotFoundError,
     ServerNotReadyError,
     ServerUnreachableError,
 )
+from pikfix.client._guard import Guard, check_headers, check_options
 from pikfix.client._inputs import PhotoLike, PictureFormat
 from pikfix.client._mapping import PHOTO_MODEL, map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
@@ -35,13 +36,16 @@ from pikfix.client._requests import (
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
 
+_Result = TypeVar("_Result")
+
 
 class AsyncPikFixClient:
     """Restores and colorizes photos on a Triton server, over one kept connection.
 
     The same calls as :class:`~pikfix.client.PikFixClient`, to be awaited. Files are read and
     pictures encoded in worker threads. Use one client per event loop; the connection belongs
-    to the loop of the first call. Close it, or use it in an ``async with`` block.
+    to the loop of the first call, and in another one, as a second ``asyncio.run()`` makes it, a
+    call raises ``WrongLoopError``. Close it, or use it in an ``async with`` block.
 
     Args:
         url: ``host:port`` of the server's gRPC port.
@@ -52,7 +56,7 @@ class AsyncPikFixClient:
         headers: metadata to send with every call, such as a token for a proxy.
 
     Raises:
-        ValueError: ``url`` is no address.
+        ValueError: ``url`` is no address, or an option has another type or cannot be sent.
     """
 
     def __init__(
@@ -66,12 +70,13 @@ class AsyncPikFixClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._url = check_url(url)
+        check_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
         self._timeout = timeout or Timeout()
         self._limits = limits or Limits()
         self._retry = retry or Retry()
         self._tls = tls
-        self._headers = dict(headers or {})
-        self._closed = False
+        self._headers = check_headers(headers)
+        self._guard = Guard(url)
         # gRPC binds a channel to the running loop, and there may be none yet.
         self._triton: Any = None
 
@@ -94,7 +99,7 @@ class AsyncPikFixClient:
     ) -> RestoredPhoto:
         """Restore one photo; see :meth:`pikfix.client.PikFixClient.restore`."""
         seconds = time_limit(timeout, self._timeout)
-        request = await asyncio.to_thread(
+        request = await self._in_thread(
             photo_request,
             photo,
             reference,
@@ -116,7 +121,7 @@ class AsyncPikFixClient:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the networks on tensors; see :meth:`pikfix.client.PikFixClient.infer`."""
         seconds = time_limit(timeout, self._timeout)
-        request = await asyncio.to_thread(
+        request = await self._in_thread(
             tensor_request, photo_l, reference_lab, limit=self._limits.message_bytes
         )
         return tensor_result(await self._send(request, seconds), photo_l, self._url)
@@ -158,10 +163,15 @@ class AsyncPikFixClient:
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        self._closed = True
-        if self._triton is not None:
-            await self._triton.close()
-            self._triton = None
+        self._guard.closed = True
+        triton, self._triton = self._triton, None
+        # The connection of another process or of a loop that has ended is not ours to close.
+        if triton is not None and self._guard.at_home:
+            with contextlib.suppress(grpc.aio.UsageError):
+                await triton.close()
+
+    def __reduce__(self) -> NoReturn:
+        self._guard.refuse_pickling()
 
     async def __aenter__(self) -> AsyncPikFixClient:
         return self
@@ -186,16 +196,28 @@ class AsyncPikFixClient:
         )
 
     async def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._closed:
-            raise ClientClosedError("the client is closed", model=model, url=self._url)
-        if self._triton is None:
-            self._triton = open_async_channel(
-                self._url, self._timeout, self._limits, self._retry, self._tls
-            )
-        call: Callable[..., Any] = getattr(self._triton, method)
+        self._guard.enter(model, loop=True)
         try:
+            if self._triton is None:
+                self._triton = open_async_channel(
+                    self._url, self._timeout, self._limits, self._retry, self._tls
+                )
+            call: Callable[..., Any] = getattr(self._triton, method)
             return await call(*args, headers=self._headers, **kwargs)
         except InferenceServerException as error:
             raise map_error(error.status(), error.message(), model=model, url=self._url) from error
-        except grpc.aio.UsageError as error:  # closed by another task: "Channel is closed."
-            raise ClientClosedError("the client is closed", model=model, url=self._url) from error
+        except OSError:
+            raise  # a TLS file that cannot be read
+        # Closed by another task, a loop that ends: gRPC and tritonclient raise nearly every
+        # built-in exception there.
+        except Exception as error:
+            raise self._guard.translate(error, model) from error
+
+    async def _in_thread(
+        self, function: Callable[..., _Result], *args: Any, **kwargs: Any
+    ) -> _Result:
+        self._guard.enter(None, loop=True)
+        try:
+            return await asyncio.to_thread(function, *args, **kwargs)
+        except RuntimeError as error:  # no new threads at Python's end
+            raise self._guard.translate(error, None) from error

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from pikfix.client._errors import (
-    ClientClosedError,
     DeadlineExceededError,
     ModelNotFoundError,
     ServerNotReadyError,
     ServerUnreachableError,
 )
+from pikfix.client._guard import Guard, check_headers, check_options
 from pikfix.client._inputs import PhotoLike, PictureFormat
 from pikfix.client._mapping import PHOTO_MODEL, map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
@@ -39,7 +39,8 @@ DEFAULT_URL = "localhost:8001"
 class PikFixClient:
     """Restores and colorizes photos on a Triton server, over one kept connection.
 
-    Safe to share between threads. Close it, or use it in a ``with`` block.
+    Safe to share between threads, not between processes: make one in each, after a fork. Close it,
+    or use it in a ``with`` block.
 
     Args:
         url: ``host:port`` of the server's gRPC port.
@@ -50,7 +51,7 @@ class PikFixClient:
         headers: metadata to send with every call, such as a token for a proxy.
 
     Raises:
-        ValueError: ``url`` is no address.
+        ValueError: ``url`` is no address, or an option has another type or cannot be sent.
         OSError: a TLS file cannot be read.
     """
 
@@ -65,10 +66,11 @@ class PikFixClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._url = check_url(url)
+        check_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
         self._timeout = timeout or Timeout()
         self._limits = limits or Limits()
-        self._headers = dict(headers or {})
-        self._closed = False
+        self._headers = check_headers(headers)
+        self._guard = Guard(url)
         self._triton = open_channel(url, self._timeout, self._limits, retry or Retry(), tls)
 
     @property
@@ -194,9 +196,13 @@ class PikFixClient:
 
     def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        if not self._closed:
-            self._closed = True
-            self._triton.close()
+        if not self._guard.closed:
+            self._guard.closed = True
+            if self._guard.at_home:
+                self._triton.close()
+
+    def __reduce__(self) -> NoReturn:
+        self._guard.refuse_pickling()
 
     def __enter__(self) -> PikFixClient:
         return self
@@ -222,15 +228,12 @@ class PikFixClient:
 
     def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         call: Callable[..., Any] = getattr(self._triton, method)
-        if self._closed:
-            raise ClientClosedError("the client is closed", model=model, url=self._url)
+        self._guard.enter(model)
         try:
             return call(*args, headers=self._headers, **kwargs)
         except InferenceServerException as error:
             raise map_error(error.status(), error.message(), model=model, url=self._url) from error
-        except ValueError as error:
-            if self._closed:  # closed by another thread: "Cannot invoke RPC on closed channel!"
-                raise ClientClosedError("the client is closed", model=model, url=self._url) from (
-                    error
-                )
-            raise
+        # Closed by another thread, no threads left at Python's end: gRPC and tritonclient raise
+        # nearly every built-in exception there.
+        except Exception as error:
+            raise self._guard.translate(error, model) from error

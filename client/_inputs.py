@@ -65,7 +65,10 @@ def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tup
             raise error("the bytes given are empty")
         return data, False
     if isinstance(photo, (str, os.PathLike)):
-        data = read_picture_file(photo)
+        try:
+            data = read_picture_file(photo)
+        except (TypeError, ValueError) as cause:  # a path of bytes, a NUL in a name
+            raise error(f"{photo!r} is no path: {cause}") from cause
         if not data:
             raise error(f"the file {os.fspath(photo)} is empty")
         return data, False
@@ -106,8 +109,8 @@ def _encode_image(image: Image.Image, error: _ErrorType) -> bytes:
                 raise error(f"cannot send an image of mode {upright.mode}; convert it to RGB or L")
             upright = upright.convert(_CONVERTED_MODES[upright.mode])
         upright.save(buffer, "PNG", compress_level=1, icc_profile=image.info.get("icc_profile"))
-    except (OSError, SyntaxError, ValueError) as cause:
-        # PIL reports damaged data as any of these.
+    except (OSError, SyntaxError, ValueError, AttributeError) as cause:
+        # PIL reports damaged data as any of these, and a closed image as the last.
         if isinstance(cause, InvalidInputError):
             raise
         raise error(f"cannot encode the image: {cause}") from cause
@@ -160,7 +163,7 @@ def check_options(
     whole = isinstance(quality, (int, np.integer)) and not isinstance(quality, bool)
     if not whole or not 1 <= quality <= 100:
         raise InvalidOptionsError(f"quality must be a whole number from 1 to 100, got {quality!r}")
-    if format is not None and format not in FORMATS:
+    if format is not None and not (isinstance(format, str) and format in FORMATS):
         raise InvalidOptionsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     options: dict[str, bool | int | str] = {"color": bool(color), "quality": int(quality)}
     if force_color:

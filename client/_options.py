@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,13 @@ from pathlib import Path
 MAX_MESSAGE_BYTES = 2**31 - 1
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
@@ -57,7 +63,7 @@ class Limits:
     keepalive_timeout: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.message_bytes <= MAX_MESSAGE_BYTES:
+        if not _whole(self.message_bytes) or not 0 < self.message_bytes <= MAX_MESSAGE_BYTES:
             raise ValueError(
                 f"Limits.message_bytes must be 1 to {MAX_MESSAGE_BYTES}, got {self.message_bytes!r}"
             )
@@ -94,11 +100,11 @@ class Retry:
     budget_refill: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= 5:
+        if not _whole(self.attempts) or not 1 <= self.attempts <= 5:
             raise ValueError(f"Retry.attempts must be 1 to 5, got {self.attempts!r}")
         for name in ("initial_backoff", "max_backoff", "multiplier", "budget_refill"):
             _positive(f"Retry.{name}", getattr(self, name))
-        if not 1 <= self.budget_tokens <= 1000:
+        if not _whole(self.budget_tokens) or not 1 <= self.budget_tokens <= 1000:
             raise ValueError(f"Retry.budget_tokens must be 1 to 1000, got {self.budget_tokens!r}")
 
     @classmethod
@@ -127,6 +133,12 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ValueError("Tls needs private_key and certificate_chain together, or neither")
+        for name in ("root_certificates", "private_key", "certificate_chain"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, (str, os.PathLike)):
+                raise ValueError(f"Tls.{name} must be the path of a PEM file, got {path!r}")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise ValueError(f"Tls.server_name must be a name, got {self.server_name!r}")
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """Return the contents of the three files; OSError where one cannot be read."""

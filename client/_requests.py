@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pikfix.client._errors import (
     ServerError,
     ServerNotReadyError,
 )
+from pikfix.client._guard import check_seconds
 from pikfix.client._inputs import (
     PhotoLike,
     check_options,
@@ -110,9 +110,7 @@ def time_limit(timeout: float | None, default: Timeout) -> float | None:
     """
     if timeout is None:
         return default.request
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
-    return float(timeout)
+    return check_seconds("timeout", timeout)
 
 
 def deadline_parameters(seconds: float | None) -> dict[str, int] | None:

@@ -32,7 +32,7 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1
 
 def check_url(url: str) -> str:
     """Return ``url`` if it has the form ``host:port``; ValueError says what to write."""
-    match = _ADDRESS.fullmatch(url)
+    match = _ADDRESS.fullmatch(url) if isinstance(url, str) else None
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(
             f"{url!r} is no server address; give HOST:PORT of Triton's gRPC port without a "
