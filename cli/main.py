@@ -100,7 +100,13 @@ def _run(words: Sequence[str]) -> int:
     # No option before the command takes a value: the first other word is the command.
     chosen = next((word for word in words if not word.startswith("-")), None)
     app = build(chosen, load_all="_PIKFIX_COMPLETE" in os.environ)
-    result = app(args=list(words) or ["--help"], prog_name="pikfix", standalone_mode=False)
+    try:
+        result = app(args=list(words) or ["--help"], prog_name="pikfix", standalone_mode=False)
+    except SystemExit as end:
+        # typer takes a broken pipe for an ordinary failure.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
     return result if isinstance(result, int) else SUCCESS
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pikfix.cli.problems import UsageError, explain_os
+from pikfix.cli.problems import UsageError, explain_os, printable
 from pikfix.client._results import SUFFIX_FORMATS
 from pikfix.photos import why_unreadable
 from pikfix.photos.recognize import is_picture, suffixes
@@ -191,8 +191,10 @@ def _refuse_collisions(jobs: list[Job]) -> None:
         by_output.setdefault(job.output, {}).setdefault(_real(job.photo), job)
     jobs[:] = [job for same in by_output.values() for job in same.values()]
     clashes = [
-        f"{' and '.join(str(job.photo) for job in same.values())} would "
-        f"{'both' if len(same) == 2 else 'all'} become {output}"
+        printable(
+            f"{' and '.join(str(job.photo) for job in same.values())} would "
+            f"{'both' if len(same) == 2 else 'all'} become {output}"
+        )
         for output, same in by_output.items()
         if len(same) > 1
     ]
@@ -208,5 +210,6 @@ def _refuse_replacing(jobs: Sequence[Job], references: Sequence[Path]) -> None:
     for job in jobs:
         if _real(job.output) in inputs:
             raise UsageError(
-                f"the result {job.output} would replace an input; give another place with -o"
+                f"the result {printable(str(job.output))} would replace an input; give another "
+                "place with -o"
             )

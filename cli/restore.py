@@ -15,7 +15,15 @@ import typer
 from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
-from pikfix.cli.problems import BROKEN_PIPE, FAILURE, INTERRUPTED, SUCCESS, CommandError, UsageError
+from pikfix.cli.problems import (
+    BROKEN_PIPE,
+    FAILURE,
+    INTERRUPTED,
+    SUCCESS,
+    CommandError,
+    UsageError,
+    printable,
+)
 from pikfix.cli.references import LibraryReferences, choose_here, serve_from
 from pikfix.cli.runner import Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient, Retry
@@ -156,8 +164,9 @@ def command(
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
         others = f" and {len(existing) - 1} other results" if len(existing) > 1 else ""
+        first = printable(str(existing[0].output))
         raise CommandError(
-            f"{existing[0].output}{others} exist{'' if others else 's'} already; nothing was "
+            f"{first}{others} exist{'' if others else 's'} already; nothing was "
             "done; give --overwrite, --skip-existing or another place with -o"
         )
     _refuse_nothing(plan, photos)
@@ -207,7 +216,7 @@ def _refuse_nothing(plan: Plan, photos: Sequence[Path]) -> None:
         return
     left_out = plan.describe_left_out()
     raise CommandError(
-        f"there are no pictures in {', '.join(map(str, photos))}"
+        f"there are no pictures in {', '.join(printable(str(one)) for one in photos)}"
         f"{f' ({left_out})' if left_out else ''}"
     )
 

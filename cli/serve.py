@@ -40,8 +40,8 @@ def command(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on. Any but loopback opens the server to the network, "
-            "without authentication."
+            help="Address to listen on, such as 127.0.0.1 or ::1. Any but loopback opens the "
+            "server to the network, without authentication."
         ),
     ] = "127.0.0.1",
     log_file: Annotated[
@@ -54,7 +54,9 @@ def command(
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM.
 
-    It is restarted when it, or one of its steps, dies.
+    It is restarted when it, or one of its steps, dies. Each model's queue is as long as
+    max_queue_size in its config.pbtxt says, 8 photos before decoding and 10 before the networks as
+    `pikfix export` writes it; further ones are refused at once, and clients send them again.
     """
     from pikfix.serving.server import run_until_signal, start_server
 

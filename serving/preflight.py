@@ -159,9 +159,11 @@ def check_ports(endpoints: Iterable[Endpoint]) -> None:
 
 
 def _check_free(endpoint: Endpoint) -> None:
+    # Triton wants [::1] for gRPC and ipv6:::1 for HTTP.
+    host = endpoint.address.removeprefix("ipv6:").removeprefix("[").removesuffix("]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            endpoint.address, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
         raise ServingError(

@@ -242,7 +242,7 @@ class RunningServer:
             f"--grpc-port={self.grpc_port}",
             f"--http-port={self.http_port}",
             f"--metrics-port={self.metrics_port}",
-            *(f"--{name}-address={self.address}" for name in ("grpc", "http", "metrics")),
+            *_listen_words(self.address),
             *self._words,
         ]
 
@@ -352,6 +352,16 @@ def _temporary_log() -> Path:
         ) from error
 
 
+def _listen_words(address: str) -> list[str]:
+    """The words that let all three endpoints listen on an address; IPv6 has two spellings."""
+    grpc_address, other = address, address
+    if ":" in address:
+        grpc_address, other = f"[{address}]", f"ipv6:{address}"
+    return [f"--grpc-address={grpc_address}"] + [
+        f"--{name}-address={other}" for name in ("http", "metrics")
+    ]
+
+
 def start_server(
     model_repository: Path | str,
     *,
@@ -371,7 +381,7 @@ def start_server(
         grpc_port: TCP port of the gRPC endpoint; 0 takes a free one.
         http_port: the same for HTTP.
         metrics_port: the same for Prometheus metrics.
-        address: where to listen. The embedded server belongs on loopback.
+        address: where to listen, IPv4 or IPv6. The embedded server belongs on loopback.
         ready_timeout_s: how long the models may take to load.
         log_file: where the server's output goes (appended); by default a temporary file, kept
             if the server fails.
@@ -382,6 +392,7 @@ def start_server(
         ServingError: one line that says what is wrong and what to do.
     """
     repository = str(model_repository)
+    address = address.removeprefix("[").removesuffix("]")
     preflight.check_repository(repository)
     chosen = (grpc_port, http_port, metrics_port)
     for attempt in range(_PORT_ATTEMPTS):

@@ -37,7 +37,7 @@ def test_a_folder(restore, server, picture, tmp_path):
         picture(tmp_path / "in" / name, seed=number)
     done = restore(tmp_path / "in", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert names(tmp_path / "out") == ["a.jpg", "b/c.png", "b/d/e.tif", "f.png"]
+    assert names(tmp_path / "out") == ["a.jpg", "b/c.png", "b/d/e.tif", "f.gif.png"]
     for name, format in [("a.jpg", "JPEG"), ("b/c.png", "PNG"), ("b/d/e.tif", "TIFF")]:
         with Image.open(tmp_path / "out" / name) as image:
             assert (image.format, image.size, image.mode) == (format, (48, 32), "L")
