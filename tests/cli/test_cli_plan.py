@@ -224,13 +224,14 @@ def test_the_rest_is_counted(photos):
     # Begin like a picture, and are none to restore.
     picture("in/a.thm", "JPEG")
     picture("in/a.nef", "TIFF")
-    os.mkfifo("in/pipe.jpg")
+    os.mkfifo("in/pipe")
+    Path("in/gone").symlink_to("nowhere")
     Path("in/link").symlink_to("../x", target_is_directory=True)
     plan = make_plan([Path("in")], Path("out"), None)
     assert [str(job.photo) for job in plan.jobs] == ["in/a.jpg"]
     assert plan.describe_left_out() == (
-        "13 files left out: 2 .txt, 2 hidden, 2 without suffix, 1 .db, 1 .json, 1 .mp4, 1 .nef, "
-        "1 .thm, 1 .xmp, 1 special; a link to a folder not followed"
+        "14 files left out: 2 .txt, 2 hidden, 2 special, 2 without suffix, 1 .db, 1 .json, 1 .mp4, "
+        "1 .nef, 1 .thm, 1 .xmp; a link to a folder not followed"
     )
 
 
