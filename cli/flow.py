@@ -37,6 +37,7 @@ _LONGEST_PAUSE_S = 8.0
 # A supervisor needs a few seconds to notice that a step has died; until then the server seems
 # ready and is not.
 _NOTICED_AFTER_S = 10.0
+_MENTIONED_AFTER_S = 3.0
 
 
 @dataclass
@@ -65,12 +66,14 @@ class Flow:
         limit: photos in flight at most; falls to what the server takes, and rises again.
         timeout: seconds given to each attempt.
         patience: seconds to wait for a server that went away.
+        notice: called with a line where that takes more than a moment.
     """
 
     client: AsyncPikFixClient
     limit: int
     timeout: float
     patience: float
+    notice: Callable[[str], None]
     _most: int = field(init=False)
     _places: list[_Place] = field(default_factory=list)
     _waiting_alone: int = 0
@@ -192,7 +195,7 @@ class Flow:
         noticed = 0.0
         if died:
             noticed = _NOTICED_AFTER_S if self._supervised else 1.0
-        gone, pause = False, 0.2
+        gone, told, pause = False, False, 0.2
         while True:
             try:
                 await self.client.ensure_ready()
@@ -200,8 +203,15 @@ class Flow:
                 expected = error.passing or isinstance(
                     error, (ModelNotFoundError, DeadlineExceededError)
                 )
-                if not expected or time.monotonic() - start > self.patience:
+                waited = time.monotonic() - start
+                if not expected or waited > self.patience:
                     raise
+                if waited > _MENTIONED_AFTER_S and not told:
+                    told = True
+                    self.notice(
+                        f"pikfix: the server does not answer; waiting up to {self.patience:g} s "
+                        "for it to come back"
+                    )
                 gone = True
             else:
                 if gone or time.monotonic() - start >= noticed:

@@ -30,8 +30,7 @@ from pikfix.client import AsyncPikFixClient, Retry
 from pikfix.photos import read_picture_file
 
 # A supervised server needs this long to load its models again.
-_PRIVATE_PATIENCE = 120.0
-_REMOTE_PATIENCE = 20.0
+_PATIENCE = 120.0
 
 
 class Format(str, Enum):
@@ -181,12 +180,12 @@ def command(
         timeout=timeout,
         in_flight=jobs,
         overwrite=overwrite,
-        patience=_REMOTE_PATIENCE if url else _PRIVATE_PATIENCE,
+        patience=_PATIENCE,
     )
     _check_place(plan, out)
     client = _client(url)
     with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
-        run = Run(settings, reporter)
+        run = Run(settings, reporter, reporter.complain)
         skipped = set(existing) if skip_existing else set()
         todo = [job for job in plan.jobs if job not in skipped]
         try:

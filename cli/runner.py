@@ -163,6 +163,7 @@ class Run:
     Attributes:
         settings: how to restore.
         report: called with every outcome, as it comes.
+        notice: called with a line about what the run waits for.
         begun: whether `over` was called.
         interrupted: whether SIGINT or SIGTERM ended it.
         hopeless: the error that ended it early.
@@ -170,6 +171,7 @@ class Run:
 
     settings: Settings
     report: Callable[[Outcome], None]
+    notice: Callable[[str], None] = lambda line: None
     begun: bool = False
     interrupted: bool = False
     hopeless: Exception | None = None
@@ -195,7 +197,7 @@ class Run:
                 self._tell(outcome)
 
         count = min(self.settings.in_flight, len(jobs))
-        flow = Flow(client, count, self.settings.timeout, self.settings.patience)
+        flow = Flow(client, count, self.settings.timeout, self.settings.patience, self.notice)
         self._tasks = [asyncio.create_task(work()) for _ in range(count)]
         with self._signals():
             results = await asyncio.gather(*self._tasks, return_exceptions=True)

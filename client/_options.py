@@ -16,9 +16,11 @@ def _whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _positive(name: str, value: float) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
+def _positive(name: str, value: object) -> None:
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+        number = float(value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 

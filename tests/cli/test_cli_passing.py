@@ -179,7 +179,7 @@ def test_what_does_not_pass_is_sent_once(batch, server, fake, text):
 def test_patience_ends(batch, server, fake, monkeypatch):
     from pikfix.cli import restore
 
-    monkeypatch.setattr(restore, "_REMOTE_PATIENCE", 0.3)
+    monkeypatch.setattr(restore, "_PATIENCE", 0.3)
     fake.fails(server, grpc.StatusCode.UNAVAILABLE, QUEUE)
     start = time.monotonic()
     code, found, err = batch(3, "--timeout", "0.5")
@@ -191,7 +191,8 @@ def test_patience_ends(batch, server, fake, monkeypatch):
 def test_a_server_that_stays_away_ends_the_run(batch, server, fake, monkeypatch):
     from pikfix.cli import restore
 
-    monkeypatch.setattr(restore, "_REMOTE_PATIENCE", 0.5)
+    monkeypatch.setattr(restore, "_PATIENCE", 0.5)
+    monkeypatch.setattr(flow, "_MENTIONED_AFTER_S", 0.1)
 
     def vanish(request, context):
         server.ready = False
@@ -201,4 +202,5 @@ def test_a_server_that_stays_away_ends_the_run(batch, server, fake, monkeypatch)
     code, found, err = batch(6, "--jobs", "2")
     assert code == 1
     assert statuses(found) == ["failed", "unfinished"]
+    assert err.count("the server does not answer; waiting up to 0.5 s") == 1
     assert "stopped, as the remaining photos would have failed alike" in err

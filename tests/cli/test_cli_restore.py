@@ -333,7 +333,8 @@ def test_a_server_that_restarts_loses_no_photo(begin, fake, picture, tmp_path):
             *("restore", tmp_path / "in", "-o", tmp_path / "out"),
             *("--url", f"127.0.0.1:{port}"),
         )
-        time.sleep(2.0)  # both photos are in flight and hang
+        for _ in range(2):  # both photos are in flight and hang
+            assert process.stdout.readline() == "request\n"
         process.kill()
         process.wait()
         time.sleep(4.0)  # longer than gRPC's own repeats

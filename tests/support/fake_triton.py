@@ -1,6 +1,7 @@
 """A gRPC server that speaks Triton's protocol and answers as a test asks it to.
 
-Run as a program it prints its port and serves until it is killed::
+Run as a program it prints its port and serves until it is killed; with ``hang`` it prints a line
+for each request::
 
     python fake_triton.py [hang]
 """
@@ -124,6 +125,11 @@ def hang(request, context):
     return service_pb2.ModelInferResponse()
 
 
+def announce_and_hang(request, context):
+    print("request", flush=True)
+    return hang(request, context)
+
+
 def fails(server, fake_status, text, times=None):
     """Let the server fail with a status: always, or the first ``times`` times."""
 
@@ -222,6 +228,6 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 if __name__ == "__main__":
     server = FakeTriton()
     if "hang" in sys.argv[1:]:
-        server.answer = hang
+        server.answer = announce_and_hang
     print(server.port, flush=True)
     threading.Event().wait()
