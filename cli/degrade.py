@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from pikfix.cli.choices import Strength
-from pikfix.cli.plan import Job, make_plan
-from pikfix.cli.problems import FAILURE, CommandError, UsageError
+from pikfix.cli.plan import Job, Plan, make_plan
+from pikfix.cli.problems import FAILURE, CommandError, UsageError, printable
 from pikfix.photos import (
     PhotoError,
     decode_photo,
@@ -114,9 +114,16 @@ def command(
                 result["mask"] = str(_mask_path(job))
             print(json.dumps(result), flush=True)
         else:
-            print(f"{job.photo} -> {job.output}", flush=True)
+            print(printable(f"{job.photo} -> {job.output}"), flush=True)
+    _tell_left_out(plan)
     if failed:
         raise typer.Exit(FAILURE)
+
+
+def _tell_left_out(plan: Plan) -> None:
+    left_out = plan.describe_left_out()
+    if left_out:
+        print(left_out, file=sys.stderr)
 
 
 def _degrade(job: Job, rng: np.random.Generator, config: DegradationConfig, *, mask: bool) -> None:
