@@ -73,6 +73,7 @@ CODE_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
         "photo_too_large": PhotoTooLargeError,
         "bad_tensor": InvalidTensorError,
         "deadline_exceeded": DeadlineExceededError,
+        "out_of_memory": StepFailedError,
         "internal": StepFailedError,
     }
 )

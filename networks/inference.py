@@ -1,11 +1,11 @@
-"""Inference forms: trained sub-nets rearranged for a CPU, with the same weights.
+"""Inference forms: trained sub-nets rearranged for serving, with the same weights.
 
 A dense block, written plainly, copies everything that came before into a new tensor and rectifies
 all of it once per unit, which on a CPU is memory traffic worth avoiding. Here each unit's
 output is written once, into a buffer that every later unit reads in place. A 1 x 1 convolution over
 the leading channels of such a buffer is a matrix product with a row stride, which the libraries
 under PyTorch take as it is. (3 x 3 convolutions want their input dense, so residual dense blocks
-keep their concatenations.)
+keep their concatenations.) On a GPU the same form runs, in float16 or bfloat16.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ from pikfix.networks.model import PikFix, to_working
 from pikfix.networks.quantized import quantize, vnni_supported
 from pikfix.networks.similarity import Matches, Similarity, change_scale
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """Of the arithmetic. `int8` is `pikfix.networks.quantized`'s; similarity, whose softmax magnifies
 every rounding, then runs in bfloat16."""
+
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.bfloat16,
+}
+"""Of whatever is not in bytes."""
 
 _FORMAT = "pikfix inference step"
 _RANGE = "range."
@@ -189,7 +197,7 @@ def save_step(
         ranges: of the inputs of its convolutions; needed for int8 except by similarity.
     """
     # What is quantized when it is loaded is not rounded before.
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "int8" else _DTYPES[precision]
     state = {
         key: value.detach().to(_stored(key, value, dtype)).contiguous()
         for key, value in network.state_dict().items()
@@ -208,8 +216,12 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if value.is_floating_point() and not key.startswith(_TONE) else value.dtype
 
 
-def load_step(path: Path) -> InferenceStep:
+def load_step(path: Path, device: str | torch.device = "cpu") -> InferenceStep:
     """Load what `save_step` wrote.
+
+    Args:
+        path: the file.
+        device: where it is to compute; int8 is for a CPU.
 
     Raises:
         ValueError: the file is no such file, does not fit its configuration, or needs a CPU with
@@ -238,7 +250,9 @@ def load_step(path: Path) -> InferenceStep:
             f"{path} is int8, which this CPU has no instructions for (VNNI or AMX): export again "
             "with --precision bf16 or fp32"
         )
-    return InferenceStep(model, header["name"], precision, ranges)
+    if precision == "int8" and torch.device(device).type != "cpu":
+        raise ValueError(f"{path} is int8, which is for a CPU: export again with --precision fp16")
+    return InferenceStep(model, header["name"], precision, ranges).to(device)
 
 
 def _subnet(model: PikFix, name: str) -> nn.Module:
@@ -272,8 +286,7 @@ class InferenceStep(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.precision = name, precision
-        # Whatever is not in bytes is in this.
-        self.dtype = dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.dtype = dtype = _DTYPES[precision]
         if name == "similarity":
             self.network: nn.Module = ReducedSimilarity(model.similarity, dtype)
         else:

@@ -2,7 +2,7 @@
 
 A backend makes its network and hands it to `NetworkStep`, which reads requests, merges those of
 equal shapes, and answers each. Errors have the form `[model] code: message`, code one of
-bad_tensor, deadline_exceeded, internal.
+bad_tensor, deadline_exceeded, out_of_memory, internal.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 Array = npt.NDArray[Any]
+
+Values: TypeAlias = Any
+"""An array in the host's memory or a tensor on a device: what `HostTensors` or its like makes."""
 
 
 class StepError(Exception):
@@ -29,6 +32,42 @@ class StepError(Exception):
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
+
+
+class HostTensors:
+    """How a step reads requests, works on what it read, and writes responses: numpy arrays."""
+
+    def read(self, tensor: Any) -> Values:
+        """The values of a request's tensor."""
+        return tensor.as_numpy()
+
+    def write(self, name: str, values: Values) -> Any:
+        """A response's tensor; the values may change once the response is sent, not before."""
+        return pb_utils.Tensor(name, values)
+
+    def dtype(self, values: Values) -> np.dtype[Any]:
+        """Their type, as numpy names it."""
+        return np.dtype(values.dtype)
+
+    def finite(self, values: Values) -> bool:
+        """Whether none of them is NaN or infinity."""
+        # Two reductions instead of isfinite: no temporary of the array's size.
+        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+
+    def merge(self, parts: Sequence[Values]) -> Values:
+        """One batch of several."""
+        return np.concatenate(parts)
+
+    def contiguous(self, values: Values) -> Values:
+        """The same in one piece of memory."""
+        return np.ascontiguousarray(values)
+
+    def empty(self, values: Values, shape: tuple[int, ...]) -> Values:
+        """Room of another shape beside these values, of their type."""
+        return np.empty(shape, values.dtype)
+
+
+HOST = HostTensors()
 
 
 @dataclass(frozen=True)
@@ -99,18 +138,19 @@ class Tiling:
 
 
 def run_tiled(
-    run: Callable[[Array], Array],
-    image: Array,
+    run: Callable[[Values], Values],
+    image: Values,
     tiling: Tiling,
     before_tile: Callable[[], None] = lambda: None,
-) -> Array:
+    tensors: HostTensors = HOST,
+) -> Values:
     """Run `run` ([B, C, H, W] -> [B, D, H, W]) over tiles of `image`, one picture at a time."""
     height, width = image.shape[2:]
-    result: Array | None = None
+    result: Values | None = None
     for b in range(image.shape[0]):
         for rows, columns, tile_rows, tile_columns in tiling.plan(height, width):
             before_tile()
-            tile = np.ascontiguousarray(image[b : b + 1, :, tile_rows, tile_columns])
+            tile = tensors.contiguous(image[b : b + 1, :, tile_rows, tile_columns])
             done = run(tile)
             if done.shape[2:] != tile.shape[2:]:
                 raise StepError(
@@ -119,7 +159,7 @@ def run_tiled(
                     "only an output of the input's size can be tiled",
                 )
             if result is None:
-                result = np.empty((image.shape[0], done.shape[1], height, width), done.dtype)
+                result = tensors.empty(done, (image.shape[0], done.shape[1], height, width))
             top, left = rows.start - tile_rows.start, columns.start - tile_columns.start
             result[b, :, rows, columns] = done[
                 0,
@@ -155,6 +195,12 @@ def parameter(config: dict[str, Any], name: str, default: int) -> int:
         raise ValueError(
             f"parameter {name} must be an integer, not {entry['string_value']!r}"
         ) from None
+
+
+def names_of(config: dict[str, Any], name: str) -> frozenset[str]:
+    """Names, separated by commas, in the config's `parameters`."""
+    entry = config.get("parameters", {}).get(name, {"string_value": ""})
+    return frozenset(part.strip() for part in entry["string_value"].split(",") if part.strip())
 
 
 def threads_per_instance(config: dict[str, Any]) -> int:
@@ -202,10 +248,10 @@ class Network(Protocol):
 
     def run(
         self,
-        inputs: dict[str, Array],
+        inputs: dict[str, Values],
         outputs: list[str],
         before_tile: Callable[[], None] = lambda: None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Values]:
         """Outputs by name. Raises StepError for a request at fault."""
 
 
@@ -215,7 +261,7 @@ class Item:
 
     index: int
     request: Any
-    inputs: dict[str, Array]
+    inputs: dict[str, Values]
     outputs: list[str]
     deadline_ms: int | None
 
@@ -232,9 +278,16 @@ SHRINK_SECONDS = 30.0
 class NetworkStep:
     """One instance of one model, as Triton's python backend drives it; backends subclass it."""
 
-    def set_up(self, args: dict[str, str], config: dict[str, Any], network: Network) -> None:
+    def set_up(
+        self,
+        args: dict[str, str],
+        config: dict[str, Any],
+        network: Network,
+        tensors: HostTensors = HOST,
+    ) -> None:
         """Take the network; ValueError if it lacks an input or output of the config."""
         self._name = args["model_name"]
+        self._tensors = tensors
         self._batched = int(config.get("max_batch_size", 0)) > 0
         self._inputs = {entry["name"]: entry for entry in config["input"]}
         self._outputs = [entry["name"] for entry in config["output"]]
@@ -258,7 +311,7 @@ class NetworkStep:
         for index, request in enumerate(requests):
             try:
                 item = self._read(index, request)
-            except StepError as error:
+            except Exception as error:
                 responses[index] = self._error(error)
                 continue
             key: tuple[Any, ...] = tuple((n, a.shape[1:]) for n, a in item.inputs.items())
@@ -292,23 +345,24 @@ class NetworkStep:
                 if entry.get("optional"):
                     continue
                 raise StepError("bad_tensor", f"{name} is missing")
-            inputs[name] = self._check(name, entry, tensor.as_numpy())
+            inputs[name] = self._check(name, entry, self._tensors.read(tensor))
         wanted = request.requested_output_names()
         outputs = [name for name in self._outputs if name in wanted]
         return Item(index, request, inputs, outputs, deadline_ms)
 
-    def _check(self, name: str, entry: dict[str, Any], array: Array) -> Array:
+    def _check(self, name: str, entry: dict[str, Any], array: Values) -> Values:
         """The array, if it is what the config promises the model; StepError otherwise."""
         dtype = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
-        if array.dtype != dtype:
-            raise StepError("bad_tensor", f"{name} is {array.dtype}, not {dtype}")
+        given = self._tensors.dtype(array)
+        if given != dtype:
+            raise StepError("bad_tensor", f"{name} is {given}, not {dtype}")
         dims = [int(d) for d in entry["dims"]]
         dims = [-1, *dims] if self._batched else dims
         if array.ndim != len(dims) or any(
             d not in (-1, n) for d, n in zip(dims, array.shape, strict=True)
         ):
             raise StepError("bad_tensor", f"{name} has shape {list(array.shape)}, not {dims}")
-        if array.size == 0:
+        if 0 in array.shape:
             raise StepError("bad_tensor", f"{name} is empty (shape {list(array.shape)})")
         multiple = self._side_multiple
         if array.ndim == len(dims) >= 4 and any(n % multiple for n in array.shape[-2:]):
@@ -317,8 +371,7 @@ class NetworkStep:
                 f"{name} is {array.shape[-2]} x {array.shape[-1]}; "
                 f"pad both sides to multiples of {multiple}",
             )
-        # Two reductions instead of isfinite: no temporary of the array's size.
-        if dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        if dtype.kind == "f" and not self._tensors.finite(array):
             raise StepError("bad_tensor", f"{name} holds NaN or infinity; send finite values")
         return array
 
@@ -338,11 +391,11 @@ class NetworkStep:
             stop = start + item.batch
             rows = slice(start, stop) if self._batched else slice(None)
             responses[item.index] = pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, results[name][rows]) for name in item.outputs]
+                [self._tensors.write(name, results[name][rows]) for name in item.outputs]
             )
             start = stop
 
-    def _run(self, group: list[Item]) -> dict[str, Array]:
+    def _run(self, group: list[Item]) -> dict[str, Values]:
         def before_tile() -> None:
             # A merged run goes on while anybody still waits for it.
             if all(item.request.is_cancelled() for item in group):
@@ -355,7 +408,7 @@ class NetworkStep:
         inputs = {
             name: first[name]
             if len(group) == 1
-            else np.concatenate([item.inputs[name] for item in group])
+            else self._tensors.merge([item.inputs[name] for item in group])
             for name in first
         }
         wanted = {name for item in group for name in item.outputs}
@@ -366,8 +419,10 @@ class NetworkStep:
     def _error(self, error: Exception) -> Any:
         if isinstance(error, StepError):
             code = error.code
-        else:
-            code = "bad_tensor" if type(error).__name__ == "InvalidArgument" else "internal"
+        else:  # ONNX Runtime's and PyTorch's, neither of which every backend has
+            code = {"InvalidArgument": "bad_tensor", "OutOfMemoryError": "out_of_memory"}.get(
+                type(error).__name__, "internal"
+            )
         text = " ".join(str(error).split()) or type(error).__name__
         status = {
             "bad_tensor": pb_utils.TritonError.INVALID_ARG,

@@ -52,11 +52,18 @@ def _pytorch(request: Request) -> Runtime:
             "leave out --target, or use --runtime onnxruntime"
         )
     return PyTorch(
-        request.settings, request.choice.precision, report=request.report, ranges=request.ranges
+        request.settings,
+        request.choice.precision,
+        device=request.choice.device,
+        report=request.report,
+        ranges=request.ranges,
     )
 
 
-def _aotinductor(request: Request) -> Runtime:
+def _pytorch_on_gpu(request: Request) -> Runtime:
+    """Packages for the container's backend, weights for the embedded server's."""
+    if not request.native:
+        return _pytorch(request)
     from pikfix.export.runtimes.aotinductor import AOTInductor
 
     return AOTInductor(request.choice.precision, native=request.native)
@@ -80,7 +87,7 @@ _FACTORIES: dict[Choice, Factory] = {
     Choice("pytorch", "cpu", "fp32"): _pytorch,
     Choice("pytorch", "cpu", "bf16"): _pytorch,
     Choice("pytorch", "cpu", "int8"): _pytorch,
-    **{Choice("pytorch", "cuda", precision): _aotinductor for precision in PRECISIONS},
+    **{Choice("pytorch", "cuda", precision): _pytorch_on_gpu for precision in PRECISIONS},
     **{Choice("tensorrt", "cuda", precision): _tensorrt for precision in PRECISIONS},
 }
 """Imported when chosen: TensorRT is a gigabyte that a CPU has no use for."""

@@ -1,7 +1,8 @@
-"""Sub-nets as PyTorch weights for the embedded server's pytorch backend, on a CPU.
+"""Sub-nets as PyTorch weights for the embedded server's pytorch backend, on a CPU or a GPU.
 
-They run as inference forms (`pikfix.networks.inference`): bfloat16, channels_last, dense blocks
-on one buffer; or, in int8, with bytes inside those blocks (`pikfix.networks.quantized`).
+They run as inference forms (`pikfix.networks.inference`): half precision, channels_last, dense
+blocks on one buffer; or, in int8, with bytes inside those blocks (`pikfix.networks.quantized`). On
+a GPU they run in CUDA graphs, with the fused kernels, and hand tensors on without the host.
 
 AOTInductor packages would be the other way. Tried once, on `restore` at full width (torch 2.13,
 AVX512-BF16, weights frozen): 100 s to compile, and 11 dB from float32 where bfloat16 forms have
@@ -22,10 +23,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.evaluation.parity import compare
 from pikfix.export.calibration import RangesByStep
-from pikfix.export.configs import ServingSettings, set_network_parameters
-from pikfix.export.contract import Model
+from pikfix.export.configs import ServingSettings, set_network_parameters, set_parameter
+from pikfix.export.contract import SUBNETS, Model, subnets
 from pikfix.export.errors import ExportError
 from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
+from pikfix.export.profiles import common_shapes
 from pikfix.export.subnets import run_subnet
 from pikfix.networks import PikFixConfig, to_working
 from pikfix.networks.inference import Precision, load_step, save_step
@@ -45,12 +47,21 @@ L, 1.2 of 220 in a and b), and which no tile of 32 x 32 may exceed more than twi
 histograms and confidence are held to the same: float32 correlation keeps them far inside."""
 
 
+GPU_GRAPHS = 16
+"""Recorded per sub-net: six buckets and shapes between, alone and in the largest batch."""
+
+GPU_TILE_PIXELS = 1 << 22
+"""Of `restore` on a GPU: the form holds about 1.5 kB per pixel in half precision at the paper's
+widths, 6 GB for a tile; less memory halves the tiles when it runs out."""
+
+
 class PyTorch:
-    """PyTorch in float32, bfloat16 or, where convolutions take the time, int8.
+    """PyTorch in float32 or half precision or, where convolutions take the time, int8.
 
     Args:
         settings: how the models are scheduled.
-        precision: "fp32", "bf16" or "int8".
+        precision: "fp32", "fp16", "bf16" or "int8"; fp16 is for a GPU, int8 for a CPU.
+        device: "cpu" or "cuda"; what is for a GPU is checked on the CPU where there is none.
         report: called with a line where a sub-net stays in float32 all the same.
         ranges: gives the activation ranges that int8 needs, by sub-net.
 
@@ -58,13 +69,12 @@ class PyTorch:
         ExportError: int8 on a CPU without the instructions for it.
     """
 
-    gate_device = "cpu"
-
     def __init__(
         self,
         settings: ServingSettings,
         precision: str,
         *,
+        device: str = "cpu",
         report: Callable[[str], None] = lambda line: None,
         ranges: Callable[[], RangesByStep] = dict,
     ) -> None:
@@ -74,6 +84,13 @@ class PyTorch:
                 "--precision bf16 or fp32, or --runtime auto"
             )
         self._settings = settings
+        self._on_gpu = device == "cuda"
+        self.gate_device = "cuda" if self._on_gpu and torch.cuda.is_available() else "cpu"
+        if self.gate_device != device:
+            report(
+                "no NVIDIA GPU is visible: the networks are compared with float32 on the CPU, "
+                "which says nothing about a GPU's arithmetic"
+            )
         self._report = report
         self._ranges = ranges
         self._precision = cast(Precision, precision)
@@ -82,7 +99,8 @@ class PyTorch:
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
         """Write the sub-net's weights; the runner loads them as the backend does.
 
-        `similarity` is never in bytes, and falls back to float32 where bfloat16 is over its limits.
+        `similarity` is never in bytes, and falls back to float32 where half precision is over its
+        limits.
         """
         network = module.get_submodule(_NETWORKS[model.name])
         config = cast(PikFixConfig, module.config)
@@ -90,14 +108,14 @@ class PyTorch:
         if model.name != "similarity":
             ranges = self._ranges()[model.name] if self._precision == "int8" else None
             save_step(network, config, model.name, self._precision, path, ranges=ranges)
-            return MODEL_FILE, step_runner(path)
-        precision: Precision = "fp32" if self._precision == "fp32" else "bf16"
+            return MODEL_FILE, step_runner(path, self.gate_device)
+        precision: Precision = "bf16" if self._precision == "int8" else self._precision
         save_step(network, config, model.name, precision, path)
-        runner = step_runner(path)
-        if precision == "bf16" and (problem := self._mismatch(module, model, runner)):
-            self._report(f"similarity stays in float32: in bfloat16, {problem}")
+        runner = step_runner(path, self.gate_device)
+        if precision != "fp32" and (problem := self._mismatch(module, model, runner)):
+            self._report(f"similarity stays in float32: in {precision}, {problem}")
             save_step(network, config, model.name, "fp32", path)
-            runner = step_runner(path)
+            runner = step_runner(path, self.gate_device)
         return MODEL_FILE, runner
 
     def _mismatch(self, module: nn.Module, model: Model, runner: Runner) -> str | None:
@@ -124,22 +142,52 @@ class PyTorch:
         """Name the backend and the file; large photos are restored in tiles."""
         config.backend = "pytorch"
         config.default_model_filename = MODEL_FILE
+        set_network_parameters(model, config, self._settings)
+        if self._on_gpu:
+            self._configure_gpu(model, config)
+            return
         config.instance_group.add(
             count=self._settings.instances or INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU
         )
-        set_network_parameters(model, config, self._settings)
+
+    def _configure_gpu(self, model: Model, config: pb.ModelConfig) -> None:
+        # No list of GPUs: one instance on each that the server sees.
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        set_parameter(config, "graphs", GPU_GRAPHS)
+        # What another step on the GPU takes stays there.
+        taken = {t.name for m in subnets(PikFixConfig()) for t in m.inputs}
+        kept = [tensor.name for tensor in model.outputs if tensor.name in taken]
+        if kept:
+            set_parameter(config, "device_outputs", ",".join(kept))
+        if model.name != SUBNETS[0]:  # whose input comes from a step on the host
+            set_parameter(config, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+        if "tile_pixels" in config.parameters:
+            set_parameter(config, "tile_pixels", GPU_TILE_PIXELS)
+        # Kernels are compiled and graphs recorded before a client waits: a shape is recorded the
+        # second time it comes.
+        for shapes in common_shapes(model, reference_side=self._settings.reference_side):
+            for batch in (1, self._settings.max_batch_size):
+                warmup = config.model_warmup.add(batch_size=batch, count=2)
+                for tensor in model.inputs:
+                    value = warmup.inputs[tensor.name]
+                    value.data_type = pb.TYPE_FP32
+                    value.dims.extend(shapes[tensor.name])
+                    value.zero_data = True
+                side = shapes[model.inputs[0].name][-1]
+                warmup.name = f"{batch} of {side} x {side}"
 
     def versions(self) -> dict[str, str]:
         """Of PyTorch, which the manifest has anyway."""
         return {"torch": torch.__version__}
 
 
-def step_runner(path: Path) -> Runner:
-    """Run an exported sub-net on the CPU, by names."""
-    step = load_step(path)
+def step_runner(path: Path, device: str = "cpu") -> Runner:
+    """Run an exported sub-net on a device, by names."""
+    step = load_step(path, device)
 
     def run(inputs: Arrays) -> Arrays:
-        outputs = step({name: torch.from_numpy(value) for name, value in inputs.items()})
-        return {name: value.numpy() for name, value in outputs.items()}
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            outputs = step({n: torch.from_numpy(value).to(device) for n, value in inputs.items()})
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
     return run

@@ -70,7 +70,7 @@ def test_every_status_gives_an_error_of_the_tree(code, text):
 def test_every_code_of_our_steps_is_mapped():
     contract = (
         "bad_photo unsupported_photo missing_package bad_reference bad_options photo_too_large"
-        " bad_tensor deadline_exceeded internal"
+        " bad_tensor deadline_exceeded out_of_memory internal"
     )
     assert set(CODE_ERRORS) == set(contract.split())
 

@@ -5,12 +5,18 @@ directory holds one sub-net's weights in safetensors, as `pikfix export --runtim
 them; the arithmetic is the inference form of `pikfix.networks.inference`, in the dtype of the
 weights. The server's Python needs torch and pikfix.
 
+An instance of KIND_GPU computes on the GPU that the server gives it, in CUDA graphs. One of
+KIND_CPU computes on the host, and in the same code as on a GPU where the config has `graphs`.
+
 Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: what
 `pikfix.serving.cores` gives at the moment), `tile_pixels`, `tile_halo` and `tile_align` (see
 `pikfix.serving.network_step.Tiling`), `side_multiple` (height and width of every image tensor must
-be a multiple of it), and `nice` (see `pikfix.serving.network_step.give_way`).
+be a multiple of it), and `nice` (see `pikfix.serving.network_step.give_way`); on a GPU `graphs` and
+`graph_elements` (see `pikfix.serving.graphs.GraphCache`), and `device_outputs` (names, separated by
+commas, of outputs that stay on the GPU for the next step).
 
-Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded, internal.
+Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded,
+out_of_memory, internal.
 """
 
 from __future__ import annotations
@@ -26,11 +32,14 @@ import triton_python_backend_utils as pb_utils
 
 from pikfix.networks.inference import keep_free_memory, load_step
 from pikfix.serving.cores import SharedCores
+from pikfix.serving.device_network import DeviceNetwork, DeviceTensors, device_of
 from pikfix.serving.network_step import (
+    HOST,
     Array,
     NetworkStep,
     available_cores,
     give_way,
+    names_of,
     parameter,
     return_free_memory,
     run_tiled,
@@ -54,18 +63,19 @@ def threads_of(config: dict[str, Any], instance: str) -> Threads:
     return SharedCores(Path(__file__).parent / "computing", instance, available_cores()).part
 
 
+def weights_file(config: dict[str, Any], version_dir: Path) -> Path:
+    """The file of an instance's weights; ValueError if it is missing."""
+    path = version_dir / (config.get("default_model_filename") or "model.safetensors")
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run `pikfix export` again")
+    return path
+
+
 class Network:
     """One sub-net with its tiling; knows arrays, not requests."""
 
-    def __init__(self, config: dict[str, Any], version_dir: Path, name: str, threads: Threads):
-        path = version_dir / (config.get("default_model_filename") or "model.safetensors")
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; run `pikfix export` again")
+    def __init__(self, config: dict[str, Any], path: Path, threads: Threads):
         self.step = load_step(path)
-        if self.step.name != name:
-            raise ValueError(
-                f"{path} holds {self.step.name}, not {name}; run `pikfix export` again"
-            )
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
         self.tiling = tiling_of(config)
@@ -115,10 +125,25 @@ class TritonPythonModel(NetworkStep):
         torch.set_flush_denormal(True)
         keep_free_memory()
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        threads = threads_of(config, args["model_instance_name"])
-        network = Network(config, version_dir, args["model_name"], threads)
-        self.set_up(args, config, network)
+        path = weights_file(config, version_dir)
+        device, tensors = device_of(args), HOST
+        network: Network | DeviceNetwork
+        if device.type == "cuda" or "graphs" in config.get("parameters", {}):
+            tensors = DeviceTensors(device, names_of(config, "device_outputs"))
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+                # An error of 1e-3 is that of half precision, and float32 was asked for.
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            network = DeviceNetwork(config, path, tensors, pb_utils.Logger.log_warn)
+        else:
+            network = Network(config, path, threads_of(config, args["model_instance_name"]))
+        name = network.step.name
+        if name != args["model_name"]:
+            raise ValueError(
+                f"{path} holds {name}, not {args['model_name']}; run `pikfix export` again"
+            )
+        self.set_up(args, config, network, tensors)
         pb_utils.Logger.log_info(
-            f"{args['model_instance_name']}: torch {torch.__version__}, {network.step.precision}, "
-            f"tiling {network.tiling}"
+            f"{args['model_instance_name']}: torch {torch.__version__}, {device}, "
+            f"{network.step.precision}, tiling {network.tiling}"
         )
