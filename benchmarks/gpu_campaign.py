@@ -1,298 +1,287 @@
-"""All GPU work, in calls of under nine minutes, resumable: see gpu_campaign.sh.
+"""Everything that is to be shown on a GPU, in one call of under ten minutes on a bare machine.
 
-Steps that are done are not repeated; a call ends when its time is used up and the next one goes on.
-Exit codes: 0 everything ran and passed; 1 something failed; 3 there is no GPU, and all that needs
-one was skipped; 75 there is more to do, call again.
+    python benchmarks/gpu_campaign.py --prepare BUNDLE --libpython FILE    # here, beforehand
+    python benchmarks/gpu_campaign.py OUT --bundle BUNDLE                  # there; again to go on
+    python benchmarks/gpu_campaign.py OUT --report h100                    # here again
+
+The machine needs Python 3.12, PyTorch with CUDA, Triton, numpy, Pillow and safetensors; no network.
+Every figure is a line of OUT/rows.jsonl as soon as it is known, and what is there is not measured
+again. Each section is a fork of one process that has imported everything: one that crashes or takes
+too long leaves the others theirs. `--rehearse` runs all of it in miniature on a CPU.
+
+Exit codes: 0 all sections ended; 1 one of them failed or ran out of time; 3 there is no GPU.
 """
 
-# Packages are imported where a step needs them: a CPU lacks some.
+# The environment has to be set before PyTorch and Triton are imported.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import functools
+import contextlib
 import json
 import os
-import platform
-import subprocess
+import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_rows import Plan, Rows
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-SIZES, PRECISIONS, SUBNETS = (
-    (256, 512, 1024),
-    ("fp32", "fp16", "bf16"),
-    ("restore", "similarity", "colorize"),
-)
-CALL_SECONDS = 520
-NO_GPU, MORE = 3, 75
-_TRIES = 2
-Result = dict[str, Any]
+CALL_SECONDS = 570
+FAILED, NO_GPU = 1, 3
 
 
 @dataclass(frozen=True)
-class Step:
-    """A piece of the campaign.
-
-    seconds: that it usually needs; it is not begun with less time left, unless the call is new.
-    """
+class Section:
+    """A part of the campaign: what it does, and how long it may take."""
 
     name: str
-    run: Callable[[float], Result]
-    seconds: float = 60
-    gpu: bool = True
+    seconds: float
+    run: Callable[[Plan, Rows], None]
 
 
-def gpu_name() -> str | None:
-    """The GPU that PyTorch sees; None where there is none."""
+def make_importable() -> None:
+    """Make pikfix importable, here and in processes to come, where it is not installed."""
+    try:
+        import pikfix.networks  # noqa: F401
+    except ImportError:
+        from gpu_rows import link_package
+
+        _first_on_path(link_package(Path(tempfile.mkdtemp(prefix="pikfix-"))))
+
+
+def _first_on_path(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    given = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (str(folder), given) if part)
+
+
+def sections() -> list[Section]:
+    """In the order in which they are worth most; imports all that they need."""
+    import gpu_bundle
+    import gpu_kernels
+    import gpu_networks
+    import gpu_packages
+    import gpu_probe
+    import gpu_server
+
+    def background(plan: Plan, rows: Rows) -> None:
+        gpu_bundle.unpack(plan)
+        gpu_packages.compile_packages(plan, rows)
+
+    return [
+        Section("probe", 20, gpu_probe.probe),
+        Section("compile", CALL_SECONDS, background),
+        Section("kernels", 130, gpu_kernels.kernels),
+        Section("tiles", 45, gpu_kernels.candidate_tiles),
+        Section("parity", 50, gpu_networks.parity),
+        Section("networks", 95, gpu_networks.networks),
+        Section("serve", 165, gpu_server.run),
+        Section("packages", CALL_SECONDS, gpu_packages.packages),
+    ]
+
+
+BACKGROUND = "compile"
+
+
+def child(plan: Plan, section: Section, seconds: float) -> int:
+    """Run a section in a fork; its process number."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = FAILED
+    try:
+        os.setsid()  # so that it can be ended with all that it started
+        if section.name == BACKGROUND and plan.on_gpu:
+            os.nice(5)
+        from gpu_rows import BrokenDeviceError, OutOfTimeError, Rows
+
+        if not plan.on_gpu:
+            _one_thread()
+        rows = Rows(plan.out / "rows.jsonl", section.name, seconds)
+        try:
+            if plan.crash == section.name:
+                os.abort()
+            section.run(plan, rows)
+            code = 0
+        except (BrokenDeviceError, OutOfTimeError) as error:
+            print(f"{section.name}: {type(error).__name__} {error}", flush=True)
+        except Exception as error:
+            first = (str(error).strip() or "no message").splitlines()[0][:300]
+            rows.add("section", failed=f"{type(error).__name__}: {first}")
+            traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without the parent's clean-up
+    return 0
+
+
+def _one_thread() -> None:
+    """Rehearse on one core: a section and the compilation beside it share a small machine."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    torch.set_num_threads(1)
 
 
-def environment() -> Result:
-    """Machine and versions."""
-    versions = {}
-    names = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch-tensorrt")
-    for name in (*names, "nvidia-pytriton", "tritonclient", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "passed": True,
-        "gpu": gpu_name(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
-
-
-def logged(out: Path, name: str, words: list[str], limit: float) -> Result:
-    """A command with its output in a log."""
-    start, log = time.perf_counter(), out / f"{name}.log"
-    with log.open("w", encoding="utf-8") as stream:
-        try:
-            done = subprocess.run(
-                words, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=limit, check=False
-            )
-            code: int | str = done.returncode
-        except subprocess.TimeoutExpired:
-            code = f"stopped after {limit:.0f} s"
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {
-        "passed": code == 0,
-        "exit": code,
-        "seconds": round(time.perf_counter() - start, 1),
-        "last_line": lines[-1][:300] if lines else "",
-    }
-
-
-def export(out: Path, checkpoint: Path, name: str, words: list[str], limit: float) -> Result:
-    """`pikfix export` into a repository of its own."""
-    command = "import sys; from pikfix.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    words = ["export", str(checkpoint), "-o", str(out / name), *words]
-    return logged(out, f"export-{name}", [sys.executable, "-c", command, *words], limit)
-
-
-def tensorrt(out: Path, checkpoint: Path, precision: str, similarity: str, limit: float) -> Result:
-    """Engines behind the parity gate, or the reason why there are none."""
-    try:
-        metadata.version("tensorrt")
-    except metadata.PackageNotFoundError:
-        return {"passed": True, "skipped": "TensorRT is not installed"}
-    words = ["--runtime", "tensorrt", "--device", "cuda", "--precision", precision]
-    words += ["--similarity", similarity, "--target", "ngc", "--timing-cache", str(out / "timing")]
-    return export(out, checkpoint, f"tensorrt-{precision}-{similarity}", words, limit)
-
-
-def serve(out: Path, checkpoint: Path, size: int, limit: float) -> Result:
-    """Photos through the embedded tritonserver with the networks on the GPU."""
-    import io
-
-    import numpy as np
-    import onnxruntime as ort
-    from PIL import Image
-
-    from pikfix.client import PikFixClient
-    from pikfix.export.samples import photo_like_lab
-    from pikfix.networks import lab_to_rgb
-    from pikfix.serving.server import start_server
-
-    repository = out / "served"
-    if not (repository / "manifest.json").is_file():
-        words = ["--device", "cuda", "--similarity", "kernel"]
-        exported = export(out, checkpoint, "served", words, limit)
-        if not exported["passed"]:
-            return exported
-
-    def file(seed: int) -> bytes:
-        rgb = lab_to_rgb(photo_like_lab(np.random.default_rng(seed), size, size))
-        written = io.BytesIO()
-        pixels = (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(written, "png")
-        return written.getvalue()
-
-    seconds = []
-    with start_server(repository) as server, PikFixClient(server.grpc_url) as client:
-        photo, reference = file(0), file(1)
-        end = time.perf_counter() + min(30.0, limit / 3)
-        client.restore(photo, reference=reference)
-        while len(seconds) < 5 or time.perf_counter() < end:
-            start = time.perf_counter()
-            client.restore(photo, reference=reference)
-            seconds.append(time.perf_counter() - start)
-    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-    row = {"size": size, "requests": len(seconds), "p50_ms": float(p50), "p95_ms": float(p95)}
-    # Without onnxruntime-gpu, restore and colorize have run on the CPU; similarity has not.
-    row["onnx_on_gpu"] = "CUDAExecutionProvider" in ort.get_available_providers()
-    return {"passed": True, "row": row}
-
-
-def steps(out: Path, checkpoint: Path) -> list[Step]:
-    """The campaign, in the order in which it is worth most."""
-    import gpu_measurements as gpu
-
-    python = sys.executable
-    kernels = [python, "benchmarks/gpu_kernels.py", "--out", str(out / "kernels"), "--steps"]
-    pytest = [python, "-m", "pytest", "-q", "-m", "gpu", "tests"]
-    part = functools.partial
-    found = [
-        Step("environment", lambda limit: environment(), 5, gpu=False),
-        Step("parity", lambda limit: gpu.parity(checkpoint), 120),
-        Step("copies", lambda limit: gpu.copies(checkpoint), 60),
-        Step("memory", lambda limit: gpu.memory(checkpoint), 60),
-        Step("tests", part(logged, out, "tests", pytest), 240),
-    ]
-    for precision in PRECISIONS:
-        for size in SIZES:
-            found.append(
-                Step(
-                    f"latency-{precision}-{size}",
-                    lambda limit, p=precision, s=size: gpu.latency(checkpoint, p, s),  # type: ignore[misc]
-                    60,
-                )
-            )
-    found += [Step(f"serve-{size}", part(serve, out, checkpoint, size), 150) for size in SIZES]
-    found += [
-        Step(f"kernels-{name}", part(logged, out, f"kernels-{name}", [*kernels, name]), seconds)
-        for name, seconds in (("benchmark", 200), ("profile", 60), ("tiles", 400))
-    ]
-    found += [
-        Step(f"aotinductor-{n}", lambda limit, n=n: gpu.aotinductor(checkpoint, n, out), 300)  # type: ignore[misc]
-        for n in SUBNETS
-    ]
-    found += [
-        Step(f"tensorrt-{p}-{form}", part(tensorrt, out, checkpoint, p, form), 400)
-        for p, form in (
-            ("fp16", "kernel"),
-            ("fp16", "plugin"),
-            ("bf16", "kernel"),
-            ("fp32", "kernel"),
-        )
-    ]
-    return found
-
-
-def apart(out: Path, checkpoint: Path, name: str, limit: float) -> Result:
-    """A step in a process of its own, which is ended in time and takes nobody with it."""
-    file = out / "steps" / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.unlink(missing_ok=True)
-    words = [sys.executable, __file__, str(out), "--checkpoint", str(checkpoint)]
-    done = logged(out, f"step-{name}", [*words, "--seconds", str(limit), "--step", name], limit)
-    if file.is_file():
-        result: Result = json.loads(file.read_text())
-        return result | {"seconds": done["seconds"]}
-    return done
-
-
-def run_here(out: Path, checkpoint: Path, name: str, limit: float) -> None:
-    """Run one step and leave its result for `apart`."""
-    (step,) = (step for step in steps(out, checkpoint) if step.name == name)
-    try:
-        result = step.run(limit)
-    except Exception as error:
-        result = {"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}
-    (out / "steps" / f"{name}.json").write_text(json.dumps(result))
-
-
-def run(out: Path, checkpoint: Path, seconds: float) -> int:
-    """Go on with the campaign for so long; the exit code."""
-    from gpu_report import write_report
-
+def wait_for(pid: int, seconds: float) -> str | None:
+    """Wait for a section's process and end it in time; what went wrong, if anything."""
     end = time.monotonic() + seconds
-    state_file = out / "campaign.json"
-    state: dict[str, Result] = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    if gpu_name() is not None:  # what a machine without a GPU has skipped is open again
-        state = {n: r for n, r in state.items() if r.get("skipped") != "no NVIDIA GPU"}
-    begun = False
-    everything = steps(out, checkpoint)
-    for step in everything:
-        earlier = state.get(step.name, {})
-        if earlier.get("passed") or earlier.get("skipped") or earlier.get("tries", 0) >= _TRIES:
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            _kill(pid)
+            return None if code == 0 else f"ended with {code}" if code > 0 else f"signal {-code}"
+        time.sleep(0.05)
+    _kill(pid)
+    os.waitpid(pid, 0)
+    return f"stopped after {seconds:.0f} s"
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def run(plan: Plan, seconds: float, chosen: list[str] | None) -> int:
+    """One call: every section that is not ended yet; the exit code."""
+    begin = time.monotonic()
+    from gpu_rows import Rows
+
+    plan.out.mkdir(parents=True, exist_ok=True)
+    if plan.bundle is not None and (plan.bundle / "site").is_dir():
+        _first_on_path(plan.bundle / "site")
+    end = begin + seconds
+    problems: dict[str, str] = {}
+    compiling: int | None = None
+    note = Rows(plan.out / "rows.jsonl", "campaign", seconds)
+    for section in sections():
+        if chosen and section.name not in chosen:
             continue
         left = end - time.monotonic()
-        if begun and left < step.seconds:
+        if left < 2:
+            problems[section.name] = "no time was left"
             continue
-        if step.gpu and gpu_name() is None:
-            result: Result = {"passed": False, "skipped": "no NVIDIA GPU"}
-        else:
-            begun = begun or step.gpu
-            result = apart(out, checkpoint, step.name, max(30.0, left))
-        state[step.name] = result | {"tries": earlier.get("tries", 0) + 1}
-        temporary = state_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state, indent=1))
-        temporary.replace(state_file)
-        word = "passed" if result["passed"] else result.get("skipped", "failed")
-        print(
-            f"{step.name}: {word} {result.get('error') or result.get('last_line') or ''}",
-            flush=True,
-        )
-    write_report(out, state)
-    open_steps = [
-        s.name
-        for s in everything
-        if s.name not in state
-        or not (
-            state[s.name]["passed"]
-            or state[s.name].get("skipped")
-            or state[s.name]["tries"] >= _TRIES
-        )
-    ]
-    if open_steps:
-        print(f"{len(open_steps)} steps are left: call again")
-        return MORE
-    if any(result.get("skipped") == "no NVIDIA GPU" for result in state.values()):
-        print("no NVIDIA GPU: every step that needs one was skipped, and nothing was measured")
-        return NO_GPU
-    return 0 if all(r["passed"] for r in state.values()) else 1
+        if section.name == BACKGROUND:
+            compiling = child(plan, section, left)
+            continue
+        allowed = min(left - 1, section.seconds)
+        # The section looks at its clock between figures; one that does not is ended.
+        problem = wait_for(child(plan, section, allowed), min(left, allowed + 10))
+        if problem:
+            problems[section.name] = problem
+            note.add(section.name, failed=problem)
+        if section.name == "probe" and problem == f"ended with {NO_GPU}":
+            return NO_GPU
+    if compiling is not None:
+        problem = wait_for(compiling, max(0.1, min(5.0, end - time.monotonic())))
+        if problem:
+            problems[BACKGROUND] = problem
+    for name, problem in problems.items():
+        print(f"{name}: {problem}")
+    print(f"{time.monotonic() - begin:.0f} s; rows are in {plan.out / 'rows.jsonl'}")
+    return FAILED if problems else 0
+
+
+def miniature(plan: Plan) -> Plan:
+    """The same campaign on a CPU, as small as its code allows."""
+    tiny: dict[str, Any] = {
+        "restoration_levels": [1, 4],
+        "restoration_channels": 4,
+        "restoration_growth": 2,
+        "restoration_blocks": 1,
+        "restoration_units": 1,
+        "backbone_blocks": [1, 1, 1, 1],
+        "backbone_width": 4,
+        "adapter_channels": 4,
+        "feature_channels": 16,
+        "bins": 8,
+        "stem_channels": 4,
+        "encoder_units": [1, 1, 1, 1],
+        "growth": 4,
+        "bottleneck": 8,
+        "fusion_units": 1,
+        "decoder_channels": [8, 8, 8, 4, 4],
+        "decoder_units": [1, 1, 1, 1, 1],
+    }
+    return replace(
+        plan,
+        device="cpu",
+        warps=((16, 16, 64, 64), (32, 16, 64, 32)),
+        operations=64,
+        sides=(64, 32),
+        batches=(1, 2),
+        concurrency=(1, 4),
+        seconds=0.02,
+        load_seconds=0.5,
+        tiles=2,
+        parity_side=64,
+        networks={"tiny": tiny},
+        packages=("restore",),
+    )
 
 
 def main() -> None:
-    """Run one call."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("out", type=Path, help="folder for results; the next call goes on there")
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, nargs="?", help="rows and files; the next call goes on")
+    parser.add_argument("--bundle", type=Path, help="what --prepare made")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints/compact.safetensors")
     parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of this call")
-    parser.add_argument("--step", help="run this one alone, for the campaign itself")
+    parser.add_argument("--sections", nargs="+", help="these alone")
+    parser.add_argument("--rehearse", action="store_true", help="in miniature on a CPU")
+    parser.add_argument("--crash", metavar="SECTION", help="let one crash, to see what is left")
+    parser.add_argument("--prepare", type=Path, metavar="BUNDLE", help="make what is carried along")
+    parser.add_argument("--python", help="version on the GPU's machine (3.12)")
+    parser.add_argument("--libpython", type=Path, help="its shared library, if it lacks it")
+    parser.add_argument("--report", metavar="NAME", help="write gpu-NAME.{json,md,png} from OUT")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args()
-    out: Path = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    if options.step:
-        run_here(out, options.checkpoint, options.step, options.seconds)
+    if options.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    make_importable()
+    from gpu_rows import Plan
+
+    out = (options.out or Path(tempfile.mkdtemp(prefix="gpu-campaign-"))).resolve()
+    bundle = options.bundle.resolve() if options.bundle else None
+    plan = Plan("cuda", out, bundle, options.checkpoint.resolve(), crash=options.crash)
+    if options.rehearse:
+        plan = miniature(plan)
+    if options.report:
+        from gpu_report import write_report
+
+        try:
+            write_report(out / "rows.jsonl", options.results, options.report)
+        except ValueError as error:
+            parser.exit(FAILED, f"{error}\n")
         return
-    raise SystemExit(run(out, options.checkpoint.resolve(), options.seconds))
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if options.prepare or (options.rehearse and bundle is None):
+        import gpu_bundle
+
+        bundle = (options.prepare or out / "bundle").resolve()
+        python = options.python or (here if options.rehearse else "3.12")
+        library = options.libpython or gpu_bundle.default_library(python)
+        size = gpu_bundle.prepare(plan, bundle, python, library, packed=not options.rehearse)
+        print(json.dumps({"bundle": str(bundle), "bytes": size, "mebibytes": round(size / 2**20)}))
+        if options.prepare:
+            return
+        plan = replace(plan, bundle=bundle)
+    raise SystemExit(run(plan, options.seconds, options.sections))
 
 
 if __name__ == "__main__":

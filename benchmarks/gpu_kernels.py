@@ -1,294 +1,210 @@
-"""All GPU work for the kernels in one call, on a machine with an NVIDIA GPU.
+"""The campaign's kernels: the warp against its peers, the other operators, candidate tiles."""
 
-    python benchmarks/gpu_kernels.py --out benchmarks/results/kernels-gpu [--steps ...]
-
-Steps, each with its own log in the results folder, and a summary with what passed:
-
-- tests: the tests marked ``gpu``, which include the kernels' input classes and tolerances;
-- tiles: every entry of this GPU's tile table, and candidates beside it, run at full size, checked
-  against float64, then timed; ``tiles-proposed.json`` holds the fastest correct ones;
-- benchmark: ``benchmarks/kernels.py --device cuda``;
-- profile: a profiler summary of one forward and backward pass.
-
-Only the packages that the kernels import are needed: torch, triton, numpy, and for the tests
-pytest. The package is found beside this script where it is not installed.
-"""
-
-# Imports wait until the package is importable, and a GPU is known to be there.
+# Triton and the peers are imported where they are used: a rehearsal blocks some.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import importlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-# Largest relative error of a tile against float64 on its own (rounded) inputs.
+import torch
+from gpu_rows import Plan, Row, Rows
+from gpu_timing import timed
+
+_CHECKED_ROWS = 256
 _LIMITS = {2: 2e-3, 4: 1e-4}
+"""Largest relative error of a tile against float64 on its own (rounded) inputs, by bytes."""
 _GRADIENT_LIMIT = 1e-2
 
 
-def make_importable() -> None:
-    """Put ``pikfix.kernels`` on the path where the package is not installed."""
-    try:
-        importlib.import_module("pikfix.kernels")
-    except ModuleNotFoundError:
-        package = Path(tempfile.mkdtemp()) / "pikfix"
-        package.mkdir()
-        (package / "kernels").symlink_to(ROOT / "kernels")
-        sys.path.insert(0, str(package.parent))
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            part for part in (str(package.parent), os.environ.get("PYTHONPATH", "")) if part
+def kernels(plan: Plan, rows: Rows) -> None:
+    """Ceilings, then every problem: verified against float64, then timed."""
+    import kernels as benchmark
+
+    torch.set_grad_enabled(False)
+    limits: dict[str, float] = {}
+
+    def ceilings() -> Row:
+        limits.update(benchmark.ceilings(plan.device, plan.seconds))
+        return dict(limits)
+
+    rows.measure("ceilings", ceilings)
+    for warp in plan.warps:
+        _problem(plan, rows, warp)
+    with torch.enable_grad():
+        rows.measure(
+            f"operations, N {plan.operations}",
+            lambda: {
+                "operations": benchmark.operations(plan.operations, plan.device, plan.seconds)
+            },
         )
 
 
-def run_logged(command: list[str], log: Path) -> dict[str, Any]:
-    """Run a command with its output in a log; whether it passed, and the log's last line."""
-    start = time.perf_counter()
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(
-            command, check=False, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT
-        )
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {
-        "passed": done.returncode == 0,
-        "seconds": round(time.perf_counter() - start, 1),
-        "last_line": lines[-1] if lines else "",
+def _problem(plan: Plan, rows: Rows, warp: tuple[int, int, int, int]) -> None:
+    import kernels_peers
+
+    import kernels as benchmark
+
+    channels, width, queries, keys = warp
+    label = f"C {channels}, D {width}, N {queries}, M {keys}"
+    made: list[Any] = []
+
+    def problem() -> Any:
+        """The problem and its float64 reference, made once and only if a row lacks."""
+        if not made:
+            try:
+                whole = benchmark.make_problem(channels, width, queries, "photo", plan.device)
+            except ImportError:
+                whole = benchmark.make_problem(channels, width, queries, "random", plan.device)
+            cut = {"key": whole.key[:, :keys], "values": whole.values[:, :keys]}
+            cut = {name: tensor.contiguous() for name, tensor in cut.items()}
+            found = dataclasses.replace(whole, **cut)
+            made.append((found, benchmark.Reference(found, _CHECKED_ROWS)))
+        return made[0]
+
+    names: list[str] = [name for name in _names(plan) if not rows.has(f"{label}: {name}")]
+    if not names:
+        return
+    for family in kernels_peers.peers(problem()[0], 2):
+        try:
+            listed = list(family())
+        except (RuntimeError, ImportError, ValueError):
+            continue  # it is listed as missing below, if it was asked for
+        for peer in listed:
+            name = f"{peer.name} {peer.dtype}"
+            if name not in names:
+                continue
+            names.remove(name)
+            rows.measure(
+                f"{label}: {name}",
+                lambda peer=peer: _figures(plan, peer, *problem(), warp=warp),  # type: ignore[misc]
+            )
+    for name in names:
+        rows.measure(f"{label}: {name}", _missing)
+
+
+def _missing() -> Row:
+    raise ImportError("not on this machine")
+
+
+def _names(plan: Plan) -> tuple[str, ...]:
+    """In the order of what they are worth: the campaign may end early."""
+    own = "pikfix correlation_warp"
+    if not plan.on_gpu:
+        return (f"{own} fp32", f"{own} bf16", "matmul, softmax, matmul fp32")
+    return (
+        f"{own} fp16",
+        "FlexAttention fp16",
+        "SDPA flash, padded, max pass fp16",
+        "SDPA cudnn, padded, max pass fp16",
+        "SDPA flash, padded fp16",
+        "SDPA cudnn, padded fp16",
+        f"{own} bf16",
+        "matmul, softmax, matmul fp32",
+    )
+
+
+def _figures(
+    plan: Plan, peer: Any, problem: Any, reference: Any, *, warp: tuple[int, int, int, int]
+) -> Row:
+    channels, width, queries, keys = warp
+    error = reference.error(peer)
+    row: Row = {
+        "peer": peer.name,
+        "dtype": peer.dtype,
+        "maximum": peer.maximum,
+        "channels": channels,
+        "width": width,
+        "queries": queries,
+        "keys": keys,
+        "features": problem.features,
+        "error": error,
     }
+    if not error <= peer.tolerance:
+        raise ArithmeticError(f"error {error:.2g} above {peer.tolerance:.2g}: not timed")
+    row["milliseconds"] = timed(peer.run, plan.device, plan.seconds)
+    operations = 2 * (channels + width) * queries * keys
+    row["tflops"] = operations / row["milliseconds"]["median"] / 1e9
+    return row
 
 
 def candidates(tile: Any, capability: int) -> Iterator[Any]:
     """The committed tile first, then its neighbours."""
     seen = set()
-    for rows in (tile.rows, 64, 128):
-        for columns in (tile.columns, 32, 64, 128):
-            for warps, stages in (
-                (tile.num_warps, tile.num_stages),
-                (4, 2),
-                (8, 2),
-                (8, 3),
-                (4, 3),
-            ):
+    shapes = [(tile.num_warps, tile.num_stages), (8, 2), (8, 3), (4, 3), (4, 2)]
+    for rows in (tile.rows, 128, 64):
+        for columns in (tile.columns, 64, 128, 32):
+            for warps, stages in shapes:
                 changes = {"rows": rows, "columns": columns, "num_warps": warps}
-                found = dataclasses.replace(tile, **changes, num_stages=stages)
-                if found not in seen:
-                    seen.add(found)
-                    yield found
-                if capability < 90 or tile.kernel != "forward" or tile.slice < tile.channels:
-                    continue
-                changed = dataclasses.replace(found, descriptors=True)
-                if changed not in seen:
-                    seen.add(changed)
-                    yield changed
+                found = [dataclasses.replace(tile, **changes, num_stages=stages)]
+                if capability >= 90 and tile.kernel == "forward" and tile.slice >= tile.channels:
+                    found.append(dataclasses.replace(found[0], descriptors=True))
+                for candidate in found:
+                    if candidate not in seen:
+                        seen.add(candidate)
+                        yield candidate
+
+
+def candidate_tiles(plan: Plan, rows: Rows) -> None:
+    """The forward tiles of the problems' widths, and the neighbours of each."""
+    from pikfix.kernels import tiles
+
+    torch.set_grad_enabled(False)
+    table = tiles.table_for(torch.device(plan.device))
+    for channels, width, queries, keys in plan.warps:
+        committed = table.find("forward", channels, width, 2 if plan.on_gpu else 4)
+        bench = functools.cache(functools.partial(TileBench, plan, channels, width, queries, keys))
+        label = f"forward C {channels}, D {width}"
+        facts = {"gpu_table": table.gpu, "queries": queries, "keys": keys}
+        for number, tile in enumerate(candidates(committed, table.capability)):
+            if number >= plan.tiles:
+                break
+            words = f"{tile.rows} x {tile.columns}, {tile.num_warps} warps"
+            words += f", {tile.num_stages} stages"
+            words += ", descriptors" if tile.descriptors else ""
+            facts |= {"tile": dataclasses.asdict(tile), "committed": tile == committed}
+            rows.measure(
+                f"{label}: {words}",
+                lambda made=bench, t=tile, f=dict(facts): made().figures(t) | f,  # type: ignore[misc]
+            )
 
 
 class TileBench:
-    """One tile's problem: inputs at full size and a float64 reference of some of its rows."""
+    """One problem for all candidates: inputs, and a float64 reference of some of its rows."""
 
-    def __init__(self, tile: Any, positions: int) -> None:
-        import torch
-
+    def __init__(self, plan: Plan, channels: int, width: int, queries: int, keys: int) -> None:
         from pikfix.kernels import naive
 
-        self.tile = tile
         torch.manual_seed(0)
-        dtype = torch.float16 if tile.bytes == 2 else torch.float32
+        dtype = torch.float16 if plan.on_gpu else torch.float32
+        self._plan = plan
         self.query, self.key = (
-            naive.center_normalize(torch.randn(1, positions, tile.channels, device="cuda")).to(
-                dtype
-            )
-            for _ in range(2)
+            naive.center_normalize(torch.randn(1, n, channels, device=plan.device)).to(dtype)
+            for n in (queries, keys)
         )
-        self.values = torch.rand(1, positions, tile.width, device="cuda").to(dtype)
-        self.rows = torch.arange(0, positions, max(1, positions // 256), device="cuda")
+        self.values = torch.rand(1, keys, width, device=plan.device).to(dtype)
+        step = max(1, queries // _CHECKED_ROWS)
+        self.rows = torch.arange(0, queries, step, device=plan.device)
         exact = [t.double() for t in (self.query[:, self.rows], self.key, self.values)]
-        self.exact = exact
         self.warped, self.confidence = naive.correlation_warp(*exact, 0.01)
-        if tile.kernel == "backward":
-            self._reference_gradients()
 
-    def _reference_gradients(self) -> None:
-        import torch
+    def _call(self, tile: Any) -> Callable[[], tuple[Any, ...]]:
+        from pikfix.kernels import correlation_warp_triton
 
-        from pikfix.kernels import correlation_warp_triton, naive
-
-        warped, _, self.logsumexp = correlation_warp_triton.forward(
-            self.query, self.key, self.values, 0.01, None, wide=True
-        )
-        self.wide = warped
-        # Only the checked rows send a gradient back, so that their float64 twin is complete.
-        self.grad = torch.zeros_like(warped)
-        chosen = torch.randint(-4, 5, (1, len(self.rows), self.tile.width), device="cuda")
-        self.grad[:, self.rows] = chosen.float()
-        leaves = [t.requires_grad_() for t in self.exact]
-        output = naive.correlation_warp(*leaves, 0.01)[0]
-        self.gradients = torch.autograd.grad(output, leaves, chosen.double())
-
-    def call(self, tile: Any) -> tuple[Any, ...]:
-        """Run the forward or backward pass with a tile."""
-        from pikfix.kernels import correlation_warp_backward_triton, correlation_warp_triton
-
-        if tile.kernel == "forward":
-            return correlation_warp_triton.forward(
-                self.query, self.key, self.values, 0.01, None, tile=tile
-            )
-        return correlation_warp_backward_triton.backward(
-            self.grad,
-            None,
-            query=self.query,
-            key=self.key,
-            values=self.values,
-            temperature=0.01,
-            key_mask=None,
-            warped=self.wide,
-            logsumexp=self.logsumexp,
-            tile=tile,
+        return lambda: correlation_warp_triton.forward(
+            self.query, self.key, self.values, 0.01, None, tile=tile
         )
 
-    def error(self, tile: Any) -> float:
-        """Largest relative error of the outputs; NaN where something was not written."""
-        got = self.call(tile)
-        if tile.kernel == "forward":
-            pairs = [(got[0][:, self.rows], self.warped)]
-            highest = (got[1][:, self.rows] - self.confidence).abs().max()
-            if not highest <= 5e-4:
-                return float("inf")
-        else:
-            pairs = [(got[0][:, self.rows], self.gradients[0])]
-            pairs += list(zip(got[1:], self.gradients[1:], strict=True))
-        return max(float((g.double() - w).norm() / w.norm()) for g, w in pairs)
-
-
-def tune(out: Path, positions: int, seconds: float) -> dict[str, Any]:
-    """Check every committed tile and its neighbours, time the correct ones."""
-    import torch
-    from triton.testing import do_bench
-
-    from pikfix.kernels import tiles
-
-    table = tiles.table_for(torch.device("cuda"))
-    rows: list[dict[str, Any]] = []
-    wrong_committed = []
-    best: dict[str, list[dict[str, Any]]] = {"forward": [], "backward": []}
-    for committed in table.tiles:
-        bench = TileBench(committed, positions)
-        limit = _LIMITS[committed.bytes] if committed.kernel == "forward" else _GRADIENT_LIMIT
-        correct = []
-        end = time.perf_counter() + seconds / len(table.tiles)
-        for tile in candidates(committed, table.capability):
-            row = dataclasses.asdict(tile) | {"committed": tile == committed}
-            try:
-                row["error"] = bench.error(tile)
-                if row["error"] <= limit:
-                    row["milliseconds"] = do_bench(functools.partial(bench.call, tile), rep=30)
-                    correct.append(row)
-            except Exception as error:
-                row["failed"] = str(error).splitlines()[0][:200]
-            if tile == committed and "milliseconds" not in row:
-                wrong_committed.append(row)
-            rows.append(row)
-            if time.perf_counter() > end:
-                break
-        if correct:
-            chosen = min(correct, key=lambda row: row["milliseconds"])
-            fields = {field.name for field in dataclasses.fields(tiles.Tile)} - {"kernel"}
-            best[committed.kernel].append({k: v for k, v in chosen.items() if k in fields})
-    proposed = {
-        "gpu": torch.cuda.get_device_name(),
-        "capability": table.capability,
-        "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
-        "shared_memory": table.shared_memory,
-        "tiles": best,
-    }
-    (out / "tiles.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    (out / "tiles-proposed.json").write_text(json.dumps(proposed, indent=1), encoding="utf-8")
-    return {
-        "passed": not wrong_committed,
-        "checked": len(rows),
-        "correct": sum("milliseconds" in row for row in rows),
-        "wrong_committed": wrong_committed,
-    }
-
-
-def profile(out: Path, positions: int) -> dict[str, Any]:
-    """Write a profiler summary of a forward and a backward pass."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    from pikfix.kernels import center_normalize, correlation_warp
-
-    query = torch.randn(1, positions, 256, device="cuda", dtype=torch.float16, requires_grad=True)
-    values = torch.rand(1, positions, 64, device="cuda", dtype=torch.float16, requires_grad=True)
-
-    def step() -> None:
-        unit = center_normalize(query)
-        warped, confidence = correlation_warp(unit, unit, values, 0.01)
-        (warped.float().sum() + confidence.sum()).backward()
-
-    step()
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        step()
-        torch.cuda.synchronize()
-    summary = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=25)
-    (out / "profile.txt").write_text(summary, encoding="utf-8")
-    return {"passed": True}
-
-
-def main() -> None:
-    """Run the steps and write ``summary.json``."""
-    steps = ("tests", "tiles", "benchmark", "profile")
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/kernels-gpu")
-    parser.add_argument("--steps", nargs="+", choices=steps, default=list(steps))
-    parser.add_argument("--positions", type=int, default=4096, help="for tiles and profile")
-    parser.add_argument("--tile-seconds", type=float, default=240)
-    options = parser.parse_args()
-    make_importable()
-    import torch
-
-    if not torch.cuda.is_available():
-        parser.exit(1, "no NVIDIA GPU is visible to PyTorch: run this on a machine with one\n")
-    out: Path = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    python = sys.executable
-    benchmark = [python, "benchmarks/kernels.py", "--device", "cuda", "--out", str(out)]
-    actions: dict[str, Callable[[], dict[str, Any]]] = {
-        "tests": lambda: run_logged(
-            [python, "-m", "pytest", "-q", "-m", "gpu", "tests/kernels"], out / "tests.log"
-        ),
-        "tiles": lambda: tune(out, options.positions, options.tile_seconds),
-        "benchmark": lambda: run_logged(
-            [*benchmark, "--positions", "4096", "16384", "--seconds", "0.2"], out / "benchmark.log"
-        ),
-        "profile": lambda: profile(out, options.positions),
-    }
-    summary: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-    for step in options.steps:
-        try:
-            summary[step] = actions[step]()
-        except Exception as error:
-            summary[step] = {"passed": False, "error": str(error)[:500]}
-        (out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        sys.stdout.write(f"{step}: {json.dumps(summary[step])[:500]}\n")
-        sys.stdout.flush()
-    raise SystemExit(0 if all(summary[step]["passed"] for step in options.steps) else 1)
-
-
-if __name__ == "__main__":
-    main()
+    def figures(self, tile: Any) -> Row:
+        """Error and time of a tile; ArithmeticError if it is wrong."""
+        call = self._call(tile)
+        warped, confidence, _ = call()
+        got = warped[:, self.rows].double()
+        error = float((got - self.warped).norm() / self.warped.norm())
+        highest = float((confidence[:, self.rows].double() - self.confidence).abs().max())
+        if not (error <= _LIMITS[self.query.element_size()] and highest <= 5e-4):
+            raise ArithmeticError(f"error {error:.2g}, of the maximum {highest:.2g}: not timed")
+        return {"error": error, "milliseconds": timed(call, self._plan.device, 0.05)}

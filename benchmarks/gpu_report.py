@@ -1,86 +1,280 @@
-"""The GPU campaign's results as Markdown and plots."""
+"""The campaign's rows as JSON, Markdown and plots; a figure that has no row does not appear."""
 
 # ruff: noqa: PLC0415 - matplotlib is imported where there is something to draw
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-Result = dict[str, Any]
+from gpu_rows import Row, read_rows
+
+_PEERS = {
+    "FlexAttention": "FlexAttention",
+    "SDPA flash, padded, max pass": "flash, max pass",
+    "SDPA cudnn, padded, max pass": "cuDNN, max pass",
+}
 
 
-def write_report(out: Path, state: dict[str, Result]) -> None:
-    """Write campaign.md and, where there are figures, the plots beside it.
+def write_report(rows_file: Path, folder: Path, name: str) -> None:
+    """Write `gpu-NAME.json`, `.md` and `.png`.
 
-    A figure appears only if a GPU measured it: what was skipped is listed as skipped.
+    Raises:
+        ValueError: the rows do not say where they were measured, or on a CPU.
     """
-    machine = state.get("environment", {})
-    gpu = machine.get("gpu")
-    versions = ", ".join(f"{n} {v}" for n, v in machine.get("versions", {}).items())
-    lines = ["# GPU campaign", ""]
-    lines.append(
-        f"{gpu or 'No NVIDIA GPU: nothing was measured'}, {machine.get('date')}; {versions}."
-    )
-    lines += ["", "| step | result |", "|---|---|"]
-    for name, result in state.items():
-        word = "passed" if result["passed"] else f"**{result.get('skipped') or 'failed'}**"
-        detail = result.get("error") or (result.get("skipped") if result["passed"] else None)
-        lines.append(f"| {name} | {word}{f': {detail}' if detail else ''} |")
-    rows = [r for n, s in state.items() if n.startswith("latency-") for r in s.get("rows", ())]
-    if gpu and rows:
-        lines += _latency(rows)
-        _plot(out, rows, gpu)
-    served = [s["row"] for n, s in state.items() if n.startswith("serve-") and "row" in s]
-    if gpu and served:
-        lines += ["", "## Through tritonserver, one photo at a time", ""]
-        lines += ["| side | requests | p50 ms | p95 ms | ONNX steps |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {r['size']} | {r['requests']} | {r['p50_ms']:.1f} | {r['p95_ms']:.1f} | "
-            f"on the {'GPU' if r['onnx_on_gpu'] else 'CPU'} |"
-            for r in served
-        ]
-    if gpu and "peak_bytes" in state.get("memory", {}):
-        peak = state["memory"]["peak_bytes"] / 2**30
-        lines += ["", f"A working size of 1024 x 1024 takes {peak:.2f} GiB."]
-    temporary = out / "campaign.md.tmp"
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(out / "campaign.md")
+    rows = current(read_rows(rows_file))
+    machine = next((row for row in rows if row["key"] == "machine"), None)
+    if machine is None:
+        raise ValueError(f"{rows_file} does not say where it was measured: run the section probe")
+    if machine["rehearsal"]:
+        raise ValueError(f"{rows_file} is a rehearsal on a CPU: it has no figure of a GPU")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"gpu-{name}.json", json.dumps(rows, indent=1) + "\n")
+    _write(folder / f"gpu-{name}.md", markdown(rows))
+    plot(rows, folder / f"gpu-{name}.png")
 
 
-def _latency(rows: list[Result]) -> list[str]:
-    lines = ["", "## Steps with PyTorch, milliseconds per batch (p50)", ""]
-    lines.append("| precision | side | batch | restore | similarity | colorize | photos/s | GiB |")
-    lines.append("|---|---|---|---|---|---|---|---|")
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def current(rows: Iterable[Row]) -> list[Row]:
+    """One row per figure: a success if there is one, else the last failure."""
+    found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        head = f"| {row['precision']} | {row['size']} | {row['batch']} |"
-        if "problem" in row:
-            lines.append(f"{head} {row['problem']} | | | | |")
+        key = (row["section"], row["key"])
+        if key not in found or "failed" in found[key]:
+            found[key] = row
+    return list(found.values())
+
+
+def _of(rows: Iterable[Row], section: str, field: str) -> list[Row]:
+    return [row for row in rows if row["section"] == section and field in row]
+
+
+def markdown(rows: list[Row]) -> str:
+    """The report; `rows` has one row per figure and says what the machine is."""
+    machine = next(row for row in rows if row["key"] == "machine")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [f"# {machine['device']}", ""]
+    driver = f"driver {machine['driver']}, " if machine.get("driver") else ""
+    cudnn = f"cuDNN {machine['cudnn']}, " if machine.get("cudnn") else ""
+    lines.append(
+        f"{machine['at'][:10]}; {machine['cores']} cores; {driver}{cudnn}{versions}. Times are "
+        "medians of replayed CUDA graphs; what could not be recorded is marked."
+    )
+    for part in (_kernels, _tiles, _parity, _networks, _served, _packages, _failures):
+        lines += part(rows)
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, head: str, rows: list[str], *notes: str) -> list[str]:
+    if not rows:
+        return []
+    columns = head.count("|") - 1
+    lines = ["", f"## {title}", ""]
+    if notes:
+        lines += [*notes, ""]
+    return [*lines, head, "|" + "---|" * columns, *rows]
+
+
+def _kernels(rows: list[Row]) -> list[str]:
+    measured = _of(rows, "kernels", "tflops")
+    ceilings = next((row for row in rows if row["key"] == "ceilings" and "copy" in row), None)
+    notes = []
+    if ceilings:
+        products = ", ".join(
+            f"{n} product {ceilings[n]:.0f} TFLOP/s" for n in ("fp16", "bf16") if n in ceilings
+        )
+        notes.append(f"Ceilings of this run: {products}, copy {ceilings['copy'] / 1000:.2f} TB/s.")
+    lines = []
+    for row in measured:
+        share = ""
+        if ceilings and row["dtype"] in ceilings:
+            share = f"{row['tflops'] / ceilings[row['dtype']]:.0%}"
+        times = row["milliseconds"]
+        mark = "" if times["graph"] else " (no graph)"
+        lines.append(
+            f"| {row['channels']}, {row['width']} | {row['queries']} x {row['keys']} | "
+            f"{row['peer']}{mark} | {row['dtype']} | {times['median']:.3f} | {row['tflops']:.0f} | "
+            f"{share} | {row['error']:.1e} |"
+        )
+    head = "| C, D | N x M | implementation | dtype | ms | TFLOP/s | of product | error |"
+    found = _table("Correlation warp", head, lines, *notes)
+    return found + _table(
+        "Times the peer takes, in times of ours",
+        "| C, D | N x M | " + " | ".join(_PEERS.values()) + " |",
+        ratios(measured),
+    )
+
+
+def ratios(measured: list[Row]) -> list[str]:
+    """A line per problem: the peers that give the maximum, in float16."""
+    lines = []
+    problems = dict.fromkeys((r["channels"], r["width"], r["queries"], r["keys"]) for r in measured)
+    for problem in problems:
+        times = {
+            r["peer"]: r["milliseconds"]["median"]
+            for r in measured
+            if r["dtype"] == "fp16"
+            and (r["channels"], r["width"], r["queries"], r["keys"]) == problem
+        }
+        own = times.get("pikfix correlation_warp")
+        if own is None:
             continue
-        steps = " | ".join(f"{step['p50']:.2f}" for step in row["milliseconds"].values())
-        memory = row["peak_bytes"] / 2**30
-        lines.append(f"{head} {steps} | {row['photos_per_second']:.1f} | {memory:.2f} |")
+        cells = [f"{times[peer] / own:.2f}" if peer in times else "-" for peer in _PEERS]
+        channels, width, queries, keys = problem
+        lines.append(f"| {channels}, {width} | {queries} x {keys} | {' | '.join(cells)} |")
     return lines
 
 
-def _plot(out: Path, rows: list[Result], gpu: str) -> None:
+def _tiles(rows: list[Row]) -> list[str]:
+    best: dict[str, Row] = {}
+    committed: dict[str, Row] = {}
+    for row in _of(rows, "tiles", "tile"):
+        problem = row["key"].split(":")[0]
+        if row["committed"]:
+            committed[problem] = row
+        held = best.get(problem)
+        if held is None or row["milliseconds"]["median"] < held["milliseconds"]["median"]:
+            best[problem] = row
+    lines = []
+    for problem, row in best.items():
+        own = committed.get(problem)
+        took = f"{own['milliseconds']['median']:.3f}" if own else "-"
+        lines.append(
+            f"| {problem} | {took} | {row['key'].split(': ')[1]} | "
+            f"{row['milliseconds']['median']:.3f} |"
+        )
+    return _table("Tiles", "| problem | committed, ms | fastest correct one | ms |", lines)
+
+
+def _parity(rows: list[Row]) -> list[str]:
+    lines = [
+        f"| {r['network']} | {r['step']} | {r['precision']} | {_decibels(r['psnr'])} | "
+        f"{r['max_abs']:.1e} | {r['worst_tile']:.1e} | {r['against']} |"
+        for r in _of(rows, "parity", "max_abs")
+    ]
+    head = "| network | step | precision | PSNR | largest | worst tile | against |"
+    return _table("Parity of the networks", head, lines)
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def _networks(rows: list[Row]) -> list[str]:
+    lines = []
+    for row in _of(rows, "networks", "photos_per_second"):
+        shares = " | ".join(f"{share:.0%}" for share in row["share"].values())
+        lines.append(
+            f"| {row['network']} | {row['side']} | {row['batch']} | "
+            f"{row['photos_per_second']:.1f} | {shares} | {_gibibytes(row['peak_bytes'])} |"
+        )
+    head = "| network | side | batch | photos/s | restore | similarity | colorize | peak memory |"
+    found = _table(
+        "Networks alone",
+        head,
+        lines,
+        "Each step a CUDA graph in float16, one reference of at most 256 x 256.",
+    )
+    for row in _of(rows, "networks", "working_side"):
+        if row["peak_bytes"] is not None:
+            fits = "under" if row["peak_bytes"] < row["limit_bytes"] else "over"
+            side = row["working_side"]
+            found += [
+                "",
+                f"`{row['network']}`, working size {side} x {side}: "
+                f"{_gibibytes(row['peak_bytes'])}, {fits} {_gibibytes(row['limit_bytes'])}.",
+            ]
+    return found
+
+
+def _gibibytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**30:.2f} GiB"
+
+
+def _served(rows: list[Row]) -> list[str]:
+    lines = []
+    for row in _of(rows, "serve", "p50_ms"):
+        load = (
+            f"{row['clients']} at a time"
+            if "clients" in row
+            else f"{row['offered_per_second']:.0f} a second, at random"
+        )
+        lines.append(
+            f"| {row['network']} | {row['side']} | {load} | {row['photos_per_second']:.1f} | "
+            f"{row['p50_ms']:.0f} | {row['p95_ms']:.0f} | {row['refused']} of "
+            f"{row['refused'] + row['photos']} |"
+        )
+    head = "| network | side | load | photos/s | p50 ms | p95 ms | refused |"
+    return _table("Files through the embedded server", head, lines)
+
+
+def _packages(rows: list[Row]) -> list[str]:
+    compiled = {r["key"].split()[-1]: r for r in _of(rows, "compile", "compile_seconds")}
+    lines = []
+    for row in _of(rows, "packages", "max_abs"):
+        made = compiled.get(row["key"])
+        seconds = f"{made['compile_seconds']:.0f}" if made else "-"
+        lines.append(
+            f"| {row['key']} | {seconds} | {row['load_seconds']:.1f} | "
+            f"{row['milliseconds']['median']:.2f} | {row['max_abs']:.1e} |"
+        )
+    head = "| sub-net | compiled in s | loaded in s | ms | largest error |"
+    return _table("AOTInductor packages, in a process without pikfix", head, lines)
+
+
+def _failures(rows: list[Row]) -> list[str]:
+    lines = [
+        f"| {row['section']} | {row['key']} | {row['failed'].replace('|', '/')} |"
+        for row in rows
+        if "failed" in row
+    ]
+    return _table("Not measured", "| section | figure | why |", lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """The warp's times per problem, and photos per second by batch."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    measured = [row for row in rows if "photos_per_second" in row]
-    for precision, size in dict.fromkeys((row["precision"], row["size"]) for row in measured):
-        own = [r for r in measured if (r["precision"], r["size"]) == (precision, size)]
-        batches = [row["batch"] for row in own]
-        label = f"{precision}, {size} x {size}"
-        axes[0].plot(batches, [r["photos_per_second"] for r in own], marker="o", label=label)
-        axes[1].plot(batches, [r["peak_bytes"] / 2**30 for r in own], marker="o", label=label)
-    for axis, title in zip(axes, ("photos per second", "peak memory, GiB"), strict=True):
-        axis.set(xlabel="batch", title=title, xscale="log", yscale="log")
-    axes[0].legend(fontsize=7)
-    figure.suptitle(gpu)
+    machine = next(row for row in rows if row["key"] == "machine")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+    _bars(left, [r for r in _of(rows, "kernels", "tflops") if r["dtype"] == "fp16"])
+    speeds = _of(rows, "networks", "photos_per_second")
+    for network, side in dict.fromkeys((r["network"], r["side"]) for r in speeds):
+        own = sorted(
+            (r["batch"], r["photos_per_second"])
+            for r in speeds
+            if (r["network"], r["side"]) == (network, side)
+        )
+        right.plot(*zip(*own, strict=True), marker="o", label=f"{network}, {side} x {side}")
+    right.set(xlabel="batch", title="networks alone, photos per second", xscale="log")
+    right.set_yscale("log")
+    if speeds:
+        right.legend(fontsize=7)
+    figure.suptitle(f"{machine['device']}, {machine['at'][:10]}")
     figure.tight_layout()
-    figure.savefig(out / "campaign.png", dpi=120)
+    temporary = path.with_name(f"{path.stem}.tmp.png")
+    figure.savefig(temporary, dpi=110)
     plt.close(figure)
+    temporary.replace(path)
+
+
+def _bars(axis: Any, measured: list[Row]) -> None:
+    names = [
+        f"{r['peer']} ({r['channels']}, {r['width']}), {r['queries']} x {r['keys']}"
+        for r in measured
+    ]
+    colours = ["C1" if r["peer"].startswith("pikfix") else "C0" for r in measured]
+    axis.barh(names, [r["tflops"] for r in measured], color=colours)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=6)
+    axis.set(title="correlation warp, float16, TFLOP/s asked for")

@@ -139,23 +139,37 @@ def ceilings(device: str, seconds: float) -> dict[str, float]:
     return found
 
 
-def verify(peer: Peer, problem: Problem) -> float:
-    """Relative Frobenius error of a peer on evenly spaced rows, against float64."""
-    rows = torch.linspace(0, problem.query.shape[1] - 1, _CHECKED_ROWS).long()
-    warped, maximum = peer.run()
-    inputs = [t.double().cpu() for t in (problem.query, problem.key, problem.values)]
-    inputs[0] = inputs[0][:, rows]
-    expected, highest = naive.correlation_warp(*inputs, TEMPERATURE)
-    got = warped[:, rows.to(warped.device)].double().cpu()
-    if maximum is not None:
-        error = (maximum[:, rows.to(maximum.device)].double().cpu() - highest).abs().max()
-        if not error <= 1e-2:
-            raise ArithmeticError(f"the row maximum is off by {float(error):.2g}")
-    return float((got - expected).norm() / expected.norm())
+class Reference:
+    """What a problem's warp is in float64, on evenly spaced rows; computed once for all peers."""
+
+    def __init__(self, problem: Problem, rows: int = _CHECKED_ROWS) -> None:
+        last = problem.query.shape[1] - 1
+        self._rows = torch.linspace(0, last, min(rows, last + 1), device=problem.query.device)
+        self._rows = self._rows.long()
+        inputs = [t.double() for t in (problem.query, problem.key, problem.values)]
+        inputs[0] = inputs[0][:, self._rows]
+        self._expected, self._highest = naive.correlation_warp(*inputs, TEMPERATURE)
+
+    def error(self, peer: Peer) -> float:
+        """Relative Frobenius error of a peer; ArithmeticError for a wrong row maximum."""
+        warped, maximum = peer.run()
+        rows = self._rows.to(warped.device)
+        got = warped[:, rows].to(self._expected)
+        if maximum is not None:
+            error = (maximum[:, rows].to(self._highest) - self._highest).abs().max()
+            if not error <= 1e-2:
+                raise ArithmeticError(f"the row maximum is off by {float(error):.2g}")
+        return float((got - self._expected).norm() / self._expected.norm())
 
 
 def measure(
-    peer: Peer, problem: Problem, device: str, limits: dict[str, float], seconds: float
+    peer: Peer,
+    problem: Problem,
+    reference: Reference,
+    *,
+    device: str,
+    limits: dict[str, float],
+    seconds: float,
 ) -> dict[str, Any]:
     """Verify one peer, then time it; a row of the result."""
     _, positions, channels = problem.query.shape
@@ -171,7 +185,7 @@ def measure(
         "flops_per_pair": asked,
         "executed_flops_per_pair": peer.executed,
         "bytes": size * (positions + keys) * (channels + width) + 4 * positions,
-        "error": verify(peer, problem),
+        "error": reference.error(peer),
     }
     if not row["error"] <= peer.tolerance:
         row["failed"] = f"error {row['error']:.2g} above {peer.tolerance:.2g}"
@@ -291,9 +305,17 @@ def main() -> None:
         for channels, width in widths:
             for features in options.features:
                 problem = make_problem(channels, width, positions, features, device)
+                reference = Reference(problem)
                 for peer in available(problem, options.threads, missing):
                     try:
-                        row = measure(peer, problem, device, limits, options.seconds)
+                        row = measure(
+                            peer,
+                            problem,
+                            reference,
+                            device=device,
+                            limits=limits,
+                            seconds=options.seconds,
+                        )
                     except (RuntimeError, ArithmeticError) as error:
                         first = str(error).splitlines()[0]
                         missing.append(f"{peer.name} {peer.dtype}, {problem.label}: {first}")

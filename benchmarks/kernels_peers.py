@@ -179,6 +179,8 @@ def _flex_peers(problem: Problem, dtype: torch.dtype) -> Iterator[Peer]:
     request = getattr(flex, "AuxRequest", None)
     if request is None:
         return
+    # A variant that met the compiler's limit of recompilations would run uncompiled.
+    torch._dynamo.reset()
     compiled = torch.compile(flex.flex_attention, dynamic=False)
     tensors = [t.to(dtype)[:, None] for t in (problem.query, problem.key, problem.values)]
 

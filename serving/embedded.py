@@ -73,6 +73,8 @@ def libpython() -> Path | None:
     ]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     folders += [f"{folder}/{multiarch}" for folder in folders[:4] if folder and multiarch]
+    # Where the loader looks first: an installation may bring its own.
+    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *folders]
     for folder in folders:
         if folder and (Path(folder) / name).is_file():
             return Path(folder) / name

@@ -268,7 +268,7 @@ class Item:
     @property
     def batch(self) -> int:
         """Rows this request adds to a merged batch."""
-        return next(iter(self.inputs.values())).shape[0]
+        return int(next(iter(self.inputs.values())).shape[0])
 
 
 SHRINK_SECONDS = 30.0

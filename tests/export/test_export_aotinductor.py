@@ -37,8 +37,6 @@ def test_packages_are_for_the_container_and_for_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = {"runtime": "pytorch", "device": "cuda"}
-    with pytest.raises(ExportError, match="--target ngc"):
-        export_checkpoint(checkpoint, tmp_path / "repository", **words)
     with pytest.raises(ExportError, match="no NVIDIA GPU is visible"):
         export_checkpoint(checkpoint, tmp_path / "repository", target="ngc", **words)
     with pytest.raises(ExportError, match="for the embedded server"):

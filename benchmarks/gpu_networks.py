@@ -1,0 +1,253 @@
+"""The campaign's networks: parity with higher precision, speed in CUDA graphs, memory."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_rows import Plan, Row, Rows
+from gpu_timing import timed
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pikfix.evaluation.parity import compare
+from pikfix.networks import PRESETS, PikFix, PikFixConfig, load_checkpoint
+from pikfix.networks.inference import InferenceStep, Precision
+from pikfix.serving.graphs import CudaGraph, Named, Repeated
+
+STEPS = ("restore", "similarity", "colorize")
+REFERENCE_FILE = "references-compact.safetensors"
+WORKING_BYTES = 8 << 30
+"""A working size of 1024 x 1024 is to fit into this."""
+
+_MAPS = [f"{kind}_{i}" for kind in ("warped", "confidence") for i in range(1, 5)]
+INPUTS = {
+    "restore": ["photo_l"],
+    "similarity": ["working_l", "reference_lab"],
+    "colorize": ["working_l", *_MAPS],
+}
+OUTPUTS = {
+    "restore": ["restored_l", "working_l"],
+    "similarity": [*_MAPS, "reference_share"],
+    "colorize": ["ab"],
+}
+
+
+def build(plan: Plan, name: str) -> PikFix:
+    """A network of the plan: the shipped checkpoint, or one with seeded weights."""
+    described = plan.networks[name]
+    if described is None:
+        return load_checkpoint(plan.checkpoint)
+    config = PRESETS[described["preset"]] if "preset" in described else None
+    torch.manual_seed(0)
+    model = PikFix(config or PikFixConfig.from_dict(described))
+    for layer in (model.restoration.output, model.colorization.output):
+        torch.nn.init.normal_(layer.weight, std=0.02)  # at its start a network changes nothing
+    return model.eval()
+
+
+def photo_like(batch: int, side: int, references: int, reference_side: int, seed: int) -> Named:
+    """Inputs of a batch of square photos: smooth fields with grain, within the usual ranges."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def field(*shape: int) -> Tensor:
+        coarse = torch.randn(*shape[:-2], shape[-2] // 8, shape[-1] // 8, generator=generator)
+        flat = coarse.flatten(0, -3).unsqueeze(1)
+        smooth = torch.nn.functional.interpolate(flat, shape[-2:], mode="bicubic")
+        grain = 0.05 * torch.randn(*shape, generator=generator)
+        return (0.4 * smooth.view(shape) + grain).clamp(-1, 1)
+
+    return {
+        "photo_l": field(batch, 1, side, side),
+        "reference_lab": field(batch, references, 3, reference_side, reference_side),
+    }
+
+
+def chain(model: PikFix, known: Named) -> Named:
+    """All tensors between the steps, in the precision of the model, from photo and reference."""
+    found = dict(known)
+    with torch.inference_mode():
+        output = model(known["photo_l"], known["reference_lab"])
+    found["restored_l"], found["working_l"], found["ab"] = (
+        output.restored_l,
+        output.working_l,
+        output.ab,
+    )
+    for level, (warped, confidence) in enumerate(
+        zip(output.warped, output.confidence, strict=True), 1
+    ):
+        found[f"warped_{level}"], found[f"confidence_{level}"] = warped, confidence
+    return found
+
+
+def write_references(checkpoint: Path, path: Path, side: int) -> None:
+    """Compute in float64 what parity is measured against, and write it in float32."""
+    model = load_checkpoint(checkpoint).double()
+    known = {n: t.double() for n, t in photo_like(2, side, 2, side, seed=5).items()}
+    found = {name: value.float().contiguous() for name, value in chain(model, known).items()}
+    save_file(found, path)
+
+
+def parity(plan: Plan, rows: Rows) -> None:
+    """Each step, given what precedes it in the reference, in every precision.
+
+    The shipped checkpoint is compared with float64 computed beforehand; what has seeded weights,
+    whose digits depend on the machine, with float32 on this machine's CPU.
+    """
+    for name in plan.networks:
+        if all(rows.has(f"{name} {p} {s}") for p in ("fp16", "bf16", "fp32") for s in STEPS):
+            continue
+        model = build(plan, name)
+        file = None if plan.bundle is None else plan.bundle / REFERENCE_FILE
+        carried = plan.networks[name] is None and file is not None and file.is_file()
+        if carried and file is not None:
+            known, source = load_file(file), "float64, computed beforehand"
+        else:
+            side = plan.parity_side
+            known = chain(model, photo_like(1, side, 2, side, seed=5))
+            source = "float32 on the CPU of this machine"
+        for precision in ("fp16", "bf16", "fp32"):
+            for step in STEPS:
+                rows.measure(
+                    f"{name} {precision} {step}",
+                    functools.partial(
+                        _compared, plan, model, step, precision, known, network=name, against=source
+                    ),
+                )
+
+
+def _compared(
+    plan: Plan, model: PikFix, step: str, precision: Precision, known: Named, **facts: str
+) -> Row:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    network = InferenceStep(model, step, precision).to(plan.device)
+    inputs = {n: known[n].to(plan.device) for n in INPUTS[step]}
+    actual = network(inputs)
+    figures = {
+        n: compare(known[n].numpy(), actual[n].float().cpu().numpy())
+        for n in OUTPUTS[step]
+        if n in known
+    }
+    finite = [f.psnr for f in figures.values() if np.isfinite(f.psnr)]
+    return {
+        **facts,
+        "step": step,
+        "precision": precision,
+        "photo": list(known["photo_l"].shape),
+        "max_abs": max(f.max_abs for f in figures.values()),
+        "worst_tile": max(f.worst_tile for f in figures.values()),
+        "psnr": min(finite) if finite else None,
+    }
+
+
+def networks(plan: Plan, rows: Rows) -> None:
+    """Every step in a graph of its own, as the server runs it: times, photos a second, memory."""
+    precision: Precision = "fp16" if plan.on_gpu else "fp32"
+    for side in plan.sides:
+        for name in plan.networks:
+            model: PikFix | None = None
+            for batch in plan.batches:
+                key = f"{name} {precision}, {side} x {side}, batch {batch}"
+                if rows.has(key):
+                    continue
+                model = model or build(plan, name)
+                rows.measure(
+                    key,
+                    lambda m=model, b=batch, s=side, n=name: (  # type: ignore[misc]
+                        _speed(plan, m, precision, batch=b, side=s) | {"network": n}
+                    ),
+                )
+    for name in plan.networks:
+        rows.measure(
+            f"{name} {precision}, working size of {2 * plan.sides[0]}",
+            lambda n=name: _working_memory(plan, build(plan, n), precision) | {"network": n},  # type: ignore[misc]
+        )
+
+
+def _speed(plan: Plan, model: PikFix, precision: Precision, *, batch: int, side: int) -> Row:
+    torch.backends.cudnn.allow_tf32 = False
+    _reset_memory(plan)
+    steps = {s: InferenceStep(model, s, precision).to(plan.device) for s in STEPS}
+    weights = _allocated(plan)
+    known = {n: t.to(plan.device) for n, t in photo_like(batch, side, 1, min(side, 256), 1).items()}
+    pool: Any = torch.cuda.graph_pool_handle() if plan.on_gpu else None
+    times: dict[str, Row] = {}
+    with torch.inference_mode():
+        for name, step in steps.items():
+            inputs = {n: known[n] for n in INPUTS[name]}
+            graph: CudaGraph | Repeated
+            graph = CudaGraph(step, inputs, pool) if plan.on_gpu else Repeated(step, inputs)
+            graph.replay()
+            known.update({n: value.clone() for n, value in graph.outputs.items()})
+            if not all(bool(value.isfinite().all()) for value in graph.outputs.values()):
+                raise ArithmeticError(f"{name} gives NaN or infinity: not timed")
+            times[name] = _replays(graph, plan)
+            del graph
+    total = sum(row["median"] for row in times.values())
+    return {
+        "precision": precision,
+        "side": side,
+        "batch": batch,
+        "milliseconds": times,
+        "share": {name: row["median"] / total for name, row in times.items()},
+        "photos_per_second": 1000 * batch / total,
+        "weights_bytes": weights,
+        "peak_bytes": _peak(plan),
+    }
+
+
+def _replays(graph: CudaGraph | Repeated, plan: Plan) -> Row:
+    """Replays of a graph, which cannot be recorded in another one."""
+    if not plan.on_gpu:
+        return timed(graph.replay, plan.device, plan.seconds)
+    times = []
+    for _ in range(40):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        times.append((start, stop))
+        if len(times) >= 7 and len(times) % 4 == 0:
+            torch.cuda.synchronize()
+            if sum(a.elapsed_time(b) for a, b in times) > 1000 * plan.seconds:
+                break
+    torch.cuda.synchronize()
+    found = sorted(a.elapsed_time(b) for a, b in times)
+    return {"median": float(np.median(found)), "best": found[0], "runs": len(found), "graph": True}
+
+
+def _working_memory(plan: Plan, model: PikFix, precision: Precision) -> Row:
+    """Peak memory of similarity and colorize where the working size is twice the usual."""
+    _reset_memory(plan)
+    side = 2 * plan.sides[0]
+    known = photo_like(1, side, 1, min(side, 256), 2)
+    known = {n: t.to(plan.device) for n, t in known.items()}
+    known["working_l"] = known["photo_l"]
+    for name in STEPS[1:]:
+        step = InferenceStep(model, name, precision).to(plan.device)
+        known.update(step({n: known[n] for n in INPUTS[name]}))
+    peak = _peak(plan)
+    return {
+        "precision": precision,
+        "working_side": side,
+        "peak_bytes": peak,
+        "limit_bytes": WORKING_BYTES,
+    }
+
+
+def _reset_memory(plan: Plan) -> None:
+    if plan.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _allocated(plan: Plan) -> int | None:
+    return torch.cuda.memory_allocated() if plan.on_gpu else None
+
+
+def _peak(plan: Plan) -> int | None:
+    """Bytes that PyTorch has held at most; a rehearsal has none to tell."""
+    return torch.cuda.max_memory_allocated() if plan.on_gpu else None

@@ -1,0 +1,322 @@
+"""The GPU campaign rehearsed on a CPU, without the packages that the GPU's machine lacks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_campaign.py"
+SECTIONS = {"probe", "compile", "kernels", "tiles", "parity", "networks", "serve", "packages"}
+
+# Absent there. What the bundle brings along, under the campaign's own folders, may be imported.
+BLOCKED = """
+import sys
+from importlib.machinery import PathFinder
+
+NAMES = {
+    "tritonclient", "kornia", "onnxruntime", "tensorrt", "faiss", "pytriton", "torchmetrics",
+    "lightning_fabric", "locust", "grpc", "pikfix",
+}
+
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in NAMES:
+            return self.finder.find_spec(name, path, target)
+        if self.finder is not PathFinder:
+            return None
+        kept = [p for p in sys.path if "site-packages" not in p and "__editable__" not in p]
+        return PathFinder.find_spec(name, kept)
+
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made where everything is installed, as a developer makes it."""
+    folder = tmp_path_factory.mktemp("prepared") / "bundle"
+    done = campaign("--rehearse", "--prepare", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["bytes"] == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine that lacks packages."""
+    folder = tmp_path_factory.mktemp("blocked")
+    (folder / "sitecustomize.py").write_text(BLOCKED)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def campaign(*words: object, env: dict[str, str] | None = None) -> Any:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, words)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd="/",
+    )
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(
+    bundle: Path, bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """A whole rehearsal, in which the section `tiles` crashes."""
+    out = tmp_path_factory.mktemp("rehearsal")
+    words = ("--rehearse", "--bundle", bundle, "--crash", "tiles")
+    return out, campaign(out, *words, env=bare)
+
+
+def test_the_machine_lacks_what_it_lacks(bare: dict[str, str]) -> None:
+    for name in ("tritonclient", "kornia", "onnxruntime", "pytriton", "pikfix.networks"):
+        words = [sys.executable, "-c", f"import {name}"]
+        done = subprocess.run(words, env=bare, capture_output=True, text=True, check=False, cwd="/")
+        assert "ModuleNotFoundError" in done.stderr, (name, done.stderr)
+
+
+def test_every_section_leaves_rows_and_one_that_crashes_leaves_the_others(
+    rehearsed: tuple[Path, Any],
+) -> None:
+    out, done = rehearsed
+    said = done.stdout + done.stderr
+    rows = rows_of(out)
+    good = [row for row in rows if "failed" not in row]
+    assert {row["section"] for row in good} == SECTIONS - {"tiles"}, said
+    assert done.returncode == 1
+    failed = {(row["section"], row["key"]): row["failed"] for row in rows if "failed" in row}
+    assert failed == {("campaign", "tiles"): "signal 6"}, said
+    assert "tiles: signal 6" in done.stdout
+
+
+def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
+    out, _ = rehearsed
+    rows = {(row["section"], row["key"]): row for row in rows_of(out)}
+    machine = rows["probe", "machine"]
+    assert machine["rehearsal"] is True
+    assert machine["gpu"] is None
+    assert machine["versions"]["torch"]
+    parity = {key: row for (section, key), row in rows.items() if section == "parity"}
+    assert len(parity) == 9
+    for key, row in parity.items():
+        assert row["psnr"] > {"fp32": 100, "fp16": 45, "bf16": 25}[row["precision"]], key
+    speeds = [row for row in rows.values() if row["section"] == "networks" and "share" in row]
+    assert len(speeds) == 4
+    for row in speeds:
+        assert sum(row["share"].values()) == pytest.approx(1)
+        total = sum(step["median"] for step in row["milliseconds"].values())
+        assert row["photos_per_second"] == pytest.approx(1000 * row["batch"] / total)
+        assert row["peak_bytes"] is None  # nobody measured it
+    (start,) = (r for (s, key), r in rows.items() if s == "serve" and "start" in key)
+    assert start["server"] == str(out / "server/pytriton/tritonserver/bin/tritonserver")
+    loads = [row for row in rows.values() if row["section"] == "serve" and "p50_ms" in row]
+    assert len(loads) == 3
+    assert all(row["photos"] > 0 and row["refused"] == 0 for row in loads)
+    package = rows["packages", "restore"]
+    assert package["max_abs"] < 1e-3
+    assert package["pikfix_there"] is False
+
+
+def test_what_is_there_is_not_measured_again(
+    rehearsed: tuple[Path, Any], bundle: Path, bare: dict[str, str]
+) -> None:
+    """The second call does what the crash has left undone, and nothing else."""
+    out, _ = rehearsed
+    before = rows_of(out)
+    done = campaign(out, "--rehearse", "--bundle", bundle, env=bare)
+    assert done.returncode == 0, done.stdout + done.stderr
+    new = rows_of(out)[len(before) :]
+    assert {row["section"] for row in new} == {"tiles"}
+    assert len(new) == 4
+    assert all(row["error"] < 1e-4 and "failed" not in row for row in new)
+
+
+def test_a_rehearsal_is_no_report(rehearsed: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = rehearsed
+    done = campaign(out, "--report", "none", "--results", tmp_path)
+    assert done.returncode == 1
+    assert "is a rehearsal on a CPU" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = campaign(tmp_path, "--sections", "probe", "kernels", env=env)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "nothing was measured" in done.stdout
+    rows = rows_of(tmp_path) if (tmp_path / "rows.jsonl").is_file() else []
+    assert {row["section"] for row in rows} <= {"campaign"}
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_rows_survive_a_process_that_dies_and_figures_are_tried_twice(
+    modules: Any, tmp_path: Path
+) -> None:
+    gpu_rows = modules("gpu_rows")
+    path = tmp_path / "rows.jsonl"
+    tried: list[str] = []
+
+    def fails() -> dict[str, Any]:
+        tried.append("fails")
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    for _ in range(3):
+        rows = gpu_rows.Rows(path, "a", 60)
+        rows.measure("good", lambda: {"value": tried.append("good") or 1})
+        rows.measure("bad", fails)
+        with path.open("a") as stream:
+            stream.write('{"section": "a", "key": "ha')  # killed in the middle of a line
+        text = path.read_text()
+        path.write_text(text + "\n")
+    assert sorted(tried) == ["fails", "fails", "good"]
+    found = gpu_rows.read_rows(path)
+    assert [row["key"] for row in found] == ["good", "bad", "bad"]
+    assert found[1]["failed"] == "RuntimeError: CUDA out of memory"
+    other = gpu_rows.Rows(path, "b", 60)
+    assert not other.has("good")  # the other section's
+    with pytest.raises(gpu_rows.BrokenDeviceError):
+        other.measure("x", lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: illegal")))
+    with pytest.raises(gpu_rows.OutOfTimeError):
+        gpu_rows.Rows(path, "b", 0).measure("y", dict)
+
+
+def test_a_section_that_hangs_is_ended(modules: Any, tmp_path: Path) -> None:
+    campaign_module, gpu_rows = modules("gpu_campaign"), modules("gpu_rows")
+    time = importlib.import_module("time")
+    plan = gpu_rows.Plan("cuda", tmp_path)
+    section = campaign_module.Section("hangs", 1, lambda plan, rows: time.sleep(60))
+    start = time.monotonic()
+    problem = campaign_module.wait_for(campaign_module.child(plan, section, 1), 1.0)
+    assert problem == "stopped after 1 s"
+    assert time.monotonic() - start < 10
+
+
+def row(section: str, key: str, **figures: Any) -> dict[str, Any]:
+    return {"section": section, "key": key, "at": "2027-01-02T03:04:05+00:00", **figures}
+
+
+def warp(peer: str, median: float, dtype: str = "fp16") -> dict[str, Any]:
+    figures = {"peer": peer, "dtype": dtype, "channels": 128, "width": 128}
+    figures |= {"queries": 16384, "keys": 16384, "tflops": 400.0, "error": 1e-4}
+    times = {"median": median, "graph": peer != "FlexAttention"}
+    return row("kernels", f"x: {peer} {dtype}", **figures, milliseconds=times)
+
+
+MACHINE = row(
+    "probe",
+    "machine",
+    rehearsal=False,
+    device="a made-up GPU",
+    cores=16,
+    driver="1.2",
+    cudnn=9,
+    versions={"torch": "9.9"},
+)
+
+
+def test_the_report_has_what_was_measured_and_nothing_else(modules: Any, tmp_path: Path) -> None:
+    report = modules("gpu_report")
+    shares = {"restore": 0.5, "similarity": 0.25, "colorize": 0.25}
+    speed = {"network": "compact", "side": 512, "share": shares}
+    rows = [
+        MACHINE,
+        row("kernels", "ceilings", fp16=800.0, copy=3000.0),
+        warp("pikfix correlation_warp", 2.0),
+        warp("FlexAttention", 3.0),
+        row("networks", "a", failed="OutOfMemoryError: CUDA out of memory"),
+        row("networks", "a", **speed, batch=8, photos_per_second=250.04, peak_bytes=2**31),
+        row("networks", "b", failed="OutOfMemoryError: a | b"),
+        row("networks", "c", working_side=1024, peak_bytes=2**30, limit_bytes=8 << 30)
+        | {"network": "compact"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(found) + "\n" for found in rows))
+    report.write_report(file, tmp_path / "results", "made-up")
+    text = (tmp_path / "results" / "gpu-made-up.md").read_text()
+    assert "# a made-up GPU" in text
+    assert "2027-01-02; 16 cores; driver 1.2, cuDNN 9, torch 9.9" in text
+    assert "fp16 product 800 TFLOP/s, copy 3.00 TB/s" in text
+    own = "pikfix correlation_warp | fp16 | 2.000 | 400 | 50% | 1.0e-04 |"
+    assert f"| 128, 128 | 16384 x 16384 | {own}" in text
+    assert "FlexAttention (no graph)" in text
+    assert "| 128, 128 | 16384 x 16384 | 1.50 | - | - |" in text
+    assert "| compact | 512 | 8 | 250.0 | 50% | 25% | 25% | 2.00 GiB |" in text
+    assert "`compact`, working size 1024 x 1024: 1.00 GiB, under 8.00 GiB." in text
+    assert "| networks | b | OutOfMemoryError: a / b |" in text
+    assert "| networks | a |" not in text  # it went well in the end
+    for absent in ("Tiles", "Parity", "server", "AOTInductor"):
+        assert absent not in text
+    kept = json.loads((tmp_path / "results" / "gpu-made-up.json").read_text())
+    assert len(kept) == 7
+    assert (tmp_path / "results" / "gpu-made-up.png").stat().st_size > 5000
+
+
+def test_tiles_and_packages_in_the_report(modules: Any) -> None:
+    tile = {"milliseconds": {"median": 2.0}, "tile": {}}
+    rows = [
+        MACHINE,
+        row("tiles", "forward C 256, D 128: 128 x 32", committed=True, **tile),
+        row("tiles", "forward C 256, D 128: 128 x 64", committed=False)
+        | {"milliseconds": {"median": 1.5}, "tile": {}},
+        row("compile", "compile compact restore", compile_seconds=61.0),
+        row("packages", "restore", load_seconds=1.0, max_abs=1e-4)
+        | {"milliseconds": {"median": 3.0}},
+        row("serve", "a", network="compact", side=512, clients=8, photos_per_second=120.0)
+        | {"p50_ms": 60.0, "p95_ms": 80.0, "refused": 1, "photos": 959},
+        row("parity", "p", network="paper", step="colorize", precision="fp16", psnr=60.0)
+        | {"max_abs": 1e-3, "worst_tile": 1e-4, "against": "float64"},
+    ]
+    text = modules("gpu_report").markdown(rows)
+    assert "| forward C 256, D 128 | 2.000 | 128 x 64 | 1.500 |" in text
+    assert "| restore | 61 | 1.0 | 3.00 | 1.0e-04 |" in text
+    assert "| compact | 512 | 8 at a time | 120.0 | 60 | 80 | 1 of 960 |" in text
+    assert "| paper | colorize | fp16 | 60.0 dB | 1.0e-03 | 1.0e-04 | float64 |" in text
+
+
+def test_graphs_and_peers_are_asked_for_by_names_that_exist(modules: Any) -> None:
+    """A peer whose name changes would be a row that says it is not on the machine."""
+    kernels, peers = modules("gpu_kernels"), modules("kernels_peers")
+    problem = modules("kernels").make_problem(16, 16, 64, "random", "cpu")
+    rows = modules("gpu_rows")
+    wanted = set(kernels._names(rows.Plan("cpu", Path())))
+    found = set()
+    for family in peers.peers(problem, 1):
+        try:
+            found |= {f"{peer.name} {peer.dtype}" for peer in family()}
+        except (ImportError, RuntimeError, ValueError):
+            continue
+    assert wanted <= found
+    source = (ROOT / "benchmarks" / "kernels_peers.py").read_text()
+    for name in kernels._names(rows.Plan("cuda", Path())):
+        known = name.rsplit(" ", 1)[0].removesuffix(", max pass").removesuffix(", padded")
+        known = "SDPA {name}, padded" if known.startswith("SDPA") else known
+        assert known in source, name
