@@ -73,7 +73,7 @@ def campaign(*words: object, env: dict[str, str] | None = None) -> Any:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,  # on a machine that does other things, too
         cwd="/",
     )
 
@@ -138,7 +138,7 @@ def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
     assert all(row["photos"] > 0 and row["refused"] == 0 for row in loads)
     package = rows["packages", "restore"]
     assert package["max_abs"] < 1e-3
-    assert package["pikfix_there"] is False
+    assert package["operators"] is False  # in a process that knows none of this project's
 
 
 def test_what_is_there_is_not_measured_again(
