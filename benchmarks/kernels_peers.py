@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pikfix.kernels import correlation_warp
-from pikfix.kernels.low_rank import histogram_basis, histogram_warp
 
 Outputs = tuple[Tensor, Tensor | None]
 TEMPERATURE = 0.005
@@ -119,16 +118,6 @@ def _own_peers(problem: Problem, dtype: torch.dtype) -> Iterator[Peer]:
         maximum=True,
         tolerance=tolerance,
     )
-    basis = histogram_basis(problem.centres, SIGMA)
-    if basis is not None:
-        yield Peer(
-            name=f"pikfix histogram_warp, rank {basis.shape[2]}",
-            dtype=_short(dtype),
-            run=lambda: histogram_warp(*tensors, basis, TEMPERATURE),
-            executed=2 * (channels + 2 * basis.shape[2]),
-            maximum=True,
-            tolerance=tolerance + 1e-3,
-        )
 
 
 class _Warp(torch.nn.Module):

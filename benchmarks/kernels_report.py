@@ -36,7 +36,6 @@ def ratios(result: dict[str, Any]) -> list[str]:
         }
         own = {
             "correlation_warp": [r for r in rows if r["peer"] == "pikfix correlation_warp"],
-            "histogram_warp": [r for r in rows if r["peer"].startswith("pikfix histogram_warp")],
         }
         for name, mine in own.items():
             for dtype in sorted({row["dtype"] for row in mine}):
@@ -69,9 +68,8 @@ def markdown(result: dict[str, Any]) -> str:
         + f", copy {limits['copy']:.1f} GB/s.",
         "",
         "Times are the best and the median of repeated calls, in milliseconds. TFLOP/s count what "
-        "was asked for, 2(C + D) per pair of positions; the executed FLOPs per pair show padding "
-        "(above) and the low-rank form (below). Error: relative Frobenius norm against float64 on "
-        "unrounded inputs.",
+        "was asked for, 2(C + D) per pair of positions; the executed FLOPs per pair show padding. "
+        "Error: relative Frobenius norm against float64 on unrounded inputs.",
         "",
         "| C, D, features | N | implementation | dtype | best | median | FLOP/pair | executed | "
         "TFLOP/s | of product | of copy | peak MB | error |",

@@ -7,7 +7,6 @@ Each public function validates its arguments, dispatches to one ``torch.library`
 
 from pikfix.kernels.center_normalize import center_normalize
 from pikfix.kernels.correlation_warp import correlation_warp
-from pikfix.kernels.low_rank import histogram_basis, histogram_warp
 from pikfix.kernels.sphist import sphist
 
-__all__ = ["center_normalize", "correlation_warp", "histogram_basis", "histogram_warp", "sphist"]
+__all__ = ["center_normalize", "correlation_warp", "sphist"]

@@ -6,7 +6,6 @@ from torch.export import Dim
 
 from pikfix.kernels import center_normalize, naive, sphist
 from pikfix.kernels import sphist as sphist_function
-from pikfix.kernels.low_rank import compress, expand, histogram_basis, histogram_warp
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -91,67 +90,3 @@ def test_export_keeps_the_image_size_free():
     program = torch.export.export(_Pooled(), (torch.rand(2, 2, 8, 12),), dynamic_shapes=(free,))
     other = torch.rand(3, 2, 16, 28)
     assert torch.equal(program.module()(other), _Pooled()(other))
-
-
-@pytest.mark.parametrize("sigma", [0.1, 0.05])
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
-def test_the_basis_keeps_every_colour_within_the_tolerance(sigma, tolerance):
-    centres = torch.linspace(-1, 1, 200)
-    basis = histogram_basis(centres, sigma, tolerance)
-    colours = torch.rand(1, 2, 40, 50) * 2 - 1
-    exact = naive.sphist(colours, centres, sigma).flatten(2).transpose(1, 2)
-    again = expand(compress(exact, basis), basis)
-    lost = (again - exact).view(-1, 200).norm(dim=1) / exact.reshape(-1, 200).norm(dim=1)
-    assert lost.max() <= tolerance + 1e-6
-    smaller = basis[..., : basis.shape[2] - 8]
-    assert basis.shape[2] % 8 == 0
-    again = expand(compress(exact, smaller), smaller)
-    lost = (again - exact).view(-1, 200).norm(dim=1) / exact.reshape(-1, 200).norm(dim=1)
-    assert lost.max() > tolerance, "eight fewer would have been enough"
-
-
-def test_a_narrow_kernel_falls_back_to_the_full_form(kit):
-    centres = torch.linspace(-1, 1, 64)
-    assert histogram_basis(centres, 0.01) is None
-    query, key, _ = kit.make_inputs("random", 1, 20, 60, 16, 1)
-    histogram = naive.sphist(torch.rand(1, 2, 6, 10), centres, 0.01).flatten(2).transpose(1, 2)
-    got = histogram_warp(query, key, histogram, None, 0.01)
-    expected = naive.correlation_warp(query, key, histogram, 0.01)
-    assert kit.errors(got[0], expected[0])[0] <= 1e-4
-
-
-def test_the_low_rank_warp_adds_no_more_than_its_tolerance(kit):
-    centres = torch.stack([torch.linspace(-1, 1, 256), torch.linspace(-0.9, 0.8, 256)])
-    basis = histogram_basis(centres, 0.1)
-    assert basis.shape[2] <= 32
-    query, key, _ = kit.make_inputs("photo", 2, 200, 600, 64, 1)
-    ab = torch.rand(2, 2, 20, 30) * 2 - 1
-    histogram = naive.sphist(ab, centres, 0.1).flatten(2).transpose(1, 2).requires_grad_()
-    warped, confidence = histogram_warp(query, key, histogram, basis, 0.005)
-    expected, highest = naive.correlation_warp(query, key, histogram, 0.005)
-    assert kit.errors(warped, expected)[0] <= 1e-3
-    assert warped.min() >= -1e-3
-    assert (confidence - highest).abs().max() <= 1e-5
-    (gradient,) = torch.autograd.grad(warped.square().sum(), histogram)
-    assert gradient.isfinite().all() and gradient.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((torch.zeros(2, 3, 4), 0.1), r"\[2, 3, 4\]"),
-        ((torch.zeros(3, 4), 0.1), r"\[3, 4\]"),
-        ((torch.zeros(4), 0.0), "sigma = 0.0"),
-        ((torch.zeros(4), 0.1, 1.0), "tolerance = 1.0"),
-        ((torch.zeros(0), 0.1), r"\[0\]"),
-    ],
-)
-def test_histogram_basis_names_what_it_got(arguments, named):
-    with pytest.raises(ValueError, match=f"histogram_basis: expected .*{named}"):
-        histogram_basis(*arguments)
-
-
-def test_a_basis_of_other_bins_is_refused():
-    query = torch.zeros(1, 3, 8)
-    with pytest.raises(ValueError, match=r"histogram = \[1, 3, 10\]"):
-        histogram_warp(query, query, torch.zeros(1, 3, 10), torch.zeros(2, 6, 2), 0.01)
