@@ -376,6 +376,22 @@ def _forward(
     table = tiles.table_for(query.device)
     if tile is None:
         tile = table.find("forward", channels, width, query.element_size())
+    if tile.fixed_offset:
+        # It is built on this module's kernels.
+        from pikfix.kernels import correlation_warp_fixed_triton  # noqa: PLC0415
+
+        return correlation_warp_fixed_triton.forward(
+            query,
+            key,
+            values,
+            temperature,
+            key_mask,
+            tile=tile,
+            table=table,
+            wide=wide,
+            splits=splits,
+            launcher=launcher,
+        )
     block_d = min(tiles.padded(width), tile.chunk)
     grid_n = tiles.cdiv(queries, tile.rows) * tiles.cdiv(width, block_d)
     if splits is None:

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from pikfix.kernels import (
     center_normalize_triton,
     correlation_warp_backward_triton,
+    correlation_warp_fixed_triton,
     correlation_warp_triton,
     sphist_triton,
     tiles,
@@ -150,6 +151,45 @@ def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
     )
 
 
+def _fixed_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
+    """The forward pass with a fixed offset, in a tile of the online form."""
+    module = correlation_warp_fixed_triton
+    label = f"C{tile.channels}-D{tile.width}-{tile.rows}x{tile.columns}"
+    half = dict.fromkeys(("p_query", "p_key", "p_values"), "fp16")
+    rows = dict.fromkeys(("p_confidence", "p_logsumexp", "p_sums", "p_products"), "fp32")
+    sizes = {
+        "C": tile.channels,
+        "D": tile.width,
+        "BLOCK_N": tile.rows,
+        "BLOCK_M": tile.columns,
+        "BLOCK_C": min(tile.channels, tile.slice),
+        "BLOCK_D": min(tile.width, tile.chunk),
+        "HAS_MASK": False,
+        "PRECISION": "ieee",
+    }
+    shared: dict[str, Any] = {
+        "table": table,
+        "floats": ("scale",),
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "matrix": True,
+    }
+    yield Job(
+        name=f"forward-fixed-{label}",
+        kernel=module.fixed_kernel,
+        pointers=half | rows | {"p_mask": "fp16", "p_values": "bf16"},
+        constants=sizes | {"VALUE_PRECISION": "ieee", "WEIGHT": triton.language.bfloat16},
+        **shared,
+    )
+    yield Job(
+        name=f"forward-fixed-repair-{label}",
+        kernel=module.repair_kernel,
+        pointers=half | rows | {"p_mask": "fp16", "p_warped": "fp16"},
+        constants=sizes,
+        **shared,
+    )
+
+
 def _other_jobs(table: tiles.Table) -> Iterator[Job]:
     """Kernels without a tile table: merge, prologue and SPHist."""
     shared: dict[str, Any] = {"table": table, "num_warps": 4, "num_stages": 3, "matrix": False}
@@ -207,6 +247,9 @@ def jobs(capability: int | None = None) -> Iterator[Job]:
         if capability in (None, table.capability):
             for tile in table.tiles:
                 yield from _warp_jobs(table, tile)
+            # It holds more at a time than the online form, and would spill in wider tiles.
+            narrow = dataclasses.replace(table.find("forward", 256, 128, 2), columns=32)
+            yield from _fixed_jobs(table, narrow)
             yield from _other_jobs(table)
 
 

@@ -41,6 +41,9 @@ class Tile:
     and loops over ``columns`` positions of the other side at a time. Sums over C (and, backward,
     over D) are taken ``slice`` at a time; where that covers them, the program's own rows stay
     loaded. ``descriptors`` loads keys and values through the bulk-copy engine (sm_90).
+    ``fixed_offset`` takes the forward pass without a running maximum. ``measured`` says that the
+    tile, with these settings, was the fastest of several on the GPU; else it was chosen by what the
+    assembler says of it.
     """
 
     kernel: str
@@ -54,6 +57,8 @@ class Tile:
     num_warps: int
     num_stages: int
     descriptors: bool = False
+    fixed_offset: bool = False
+    measured: bool = False
 
 
 @dataclass(frozen=True)
