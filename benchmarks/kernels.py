@@ -31,7 +31,7 @@ import torch
 from kernels_peers import SIGMA, TEMPERATURE, Peer, Problem, peers
 from torch.nn import functional as F
 
-from pikfix.kernels import center_normalize, correlation_warp, naive, sphist
+from pikfix.kernels import center_normalize, correlation_warp, cpu, naive, sphist
 
 RESULTS = Path(__file__).parent / "results"
 _WIDTHS = ((64, 64), (256, 64), (64, 512), (256, 512))
@@ -251,7 +251,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         import onnxruntime
 
         versions["onnxruntime"] = onnxruntime.__version__
-    features = [f for f in ("avx512_bf16", "vnni", "amx_tile") if _cpu_has(f)]
+    features = [f for f in ("avx512_bf16", "avx512_vnni", "amx_tile") if f in cpu.instructions()]
     return {
         "device": name,
         "processor_features": features,
@@ -262,11 +262,6 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "temperature": TEMPERATURE,
         "sigma": SIGMA,
     }
-
-
-def _cpu_has(feature: str) -> bool:
-    probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
-    return bool(probe()) if probe is not None else False
 
 
 def available(problem: Problem, threads: int, missing: list[str]) -> Iterator[Peer]:

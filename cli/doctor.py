@@ -64,6 +64,10 @@ def lines(environment: Environment) -> Iterator[str]:
     yield f"system      {machine.system}, glibc {machine.glibc or 'unknown'}"
     yield f"cpu         {machine.cpu or 'unknown'}, {machine.cores} cores"
     yield f"cpu flags   {' '.join(machine.cpu_flags) or 'none of interest'}"
+    if machine.precisions is not None:
+        good, chosen = machine.precisions.good, machine.precisions.training
+        yield f"precisions  good at {', '.join(good)}: {machine.precisions.because}"
+        yield f"training    takes {chosen} on this CPU unless it is told"
     yield f"memory      {_size(machine.memory)}"
     yield f"/dev/shm    {_size(machine.shm_free)} free of {_size(machine.shm_size)}"
     yield f"gpu         {'; '.join(machine.gpus) or 'none'}"

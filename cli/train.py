@@ -15,7 +15,7 @@ from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
 from pikfix.training.config import PARTS, TERMS, preset
 from pikfix.training.loop import Budget
-from pikfix.training.run import RunOptions, train
+from pikfix.training.run import RunOptions, train, usual_precision
 
 
 class Preset(str, Enum):
@@ -91,7 +91,12 @@ def command(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     precision: Annotated[
-        Precision | None, typer.Option(help="bf16 is autocast; weights stay fp32.")
+        Precision | None,
+        typer.Option(
+            help="bf16 is autocast; weights stay fp32. Default: bf16 on a GPU and on a CPU with "
+            "products of bfloat16, else fp32; a resumed run keeps its own.",
+            show_default=False,
+        ),
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rate.")] = None,
     parts: Annotated[
@@ -154,7 +159,9 @@ def command(
         "optimizer": {
             "batch": batch,
             "learning_rate": lr,
-            "precision": precision and precision.value,
+            "precision": precision.value
+            if precision
+            else usual_precision(out, resume=resume, device=device.value),
             "schedule": schedule and schedule.value,
         },
     }

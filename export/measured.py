@@ -1,7 +1,7 @@
 """`pikfix export --runtime auto`: every sub-net on the runtime that is fastest here.
 
-Measured, not looked up: which arithmetic a processor is good at does not follow from its flags
-(bfloat16 is emulated on most, twice as fast as float32 on some, many times on others).
+Measured, not looked up: how much faster one of the candidates is does not follow from a
+processor's flags. They only tell which precisions are no candidates, because it emulates them.
 """
 
 from __future__ import annotations

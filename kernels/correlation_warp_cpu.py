@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pikfix.kernels import cpu
+
 # Elements of the map that are held at a time: 2 to 4 MB, which stays in the caches.
 _CHUNK_ELEMENTS = 1 << 20
 # Fewer rows than this would read the keys from memory more often than compute with them.
@@ -44,18 +46,13 @@ _DROPPED = {torch.float32: 1e-6, torch.bfloat16: 1e-4}
 _FLOOR = 70.0
 
 
-def _has(feature: str) -> bool:
-    probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
-    return bool(probe()) if probe is not None else False
-
-
 def reduced_form(dtype: torch.dtype) -> str:
     """How this processor runs a dtype: "attention", "shifted" or "float32"."""
-    if dtype == torch.bfloat16 and _has("amx_tile"):
+    if dtype == torch.bfloat16 and cpu.has_bfloat16_tiles():
         return "attention"
-    if dtype == torch.float16 and _has("amx_fp16"):
+    if dtype == torch.float16 and cpu.has_float16_tiles():
         return "attention"
-    if dtype == torch.bfloat16 and _has("avx512_bf16") and _has("vnni"):
+    if dtype == torch.bfloat16 and cpu.multiplies_bfloat16() and cpu.multiplies_bytes():
         return "shifted"
     return "float32"
 
@@ -242,7 +239,7 @@ def _one_item(
 
 def _worth_a_screen(query: Tensor, key: Tensor, temperature: float) -> bool:
     """Whether a screen could leave out keys of a float32 product."""
-    if query.dtype != torch.float32 or key.shape[0] < _SCREEN_KEYS or not _has("vnni"):
+    if query.dtype != torch.float32 or key.shape[0] < _SCREEN_KEYS or not cpu.multiplies_bytes():
         return False
     reach = float(_lengths(query).amax()) * float(_lengths(key).amax())
     return _margin(key.shape[0], temperature, torch.float32) < 0.5 * reach

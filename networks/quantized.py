@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pikfix.kernels import cpu
 from pikfix.networks.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
 from pikfix.networks.colorization import DecoderStage, FusionModule
 from pikfix.networks.restoration import Restoration
@@ -37,13 +38,8 @@ _operators: Any = torch.ops.onednn
 
 
 def vnni_supported() -> bool:
-    """Whether this CPU multiplies bytes without saturating (AVX512-VNNI, AVX-VNNI or AMX).
-
-    Older ones add pairs of products in 16 bits, which overflow.
-    """
-    checks = ("_is_vnni_supported", "_is_avx512_vnni_supported", "_is_avx_vnni_supported")
-    found = any(getattr(torch.cpu, name, bool)() for name in checks)
-    return found and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    """Whether this CPU multiplies bytes without saturating, and this PyTorch convolves them."""
+    return cpu.multiplies_bytes() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def input_ranges(network: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:

@@ -60,14 +60,32 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Precisions:
+    """What the networks gain from on this CPU.
+
+    good: of "fp32", "bf16" and "int8".
+    training: what `pikfix train` takes.
+    because: the instructions that decided it, or a sentence where there are none.
+    """
+
+    good: tuple[str, ...]
+    training: str
+    because: str
+
+
+@dataclass(frozen=True)
 class Machine:
-    """Hardware and system, as far as serving depends on it. Sizes in bytes."""
+    """Hardware and system, as far as serving depends on it. Sizes in bytes.
+
+    precisions: None without PyTorch, which is what would compute in them.
+    """
 
     system: str
     glibc: str | None
     cores: int
     cpu: str | None
     cpu_flags: tuple[str, ...]
+    precisions: Precisions | None
     memory: int
     shm_size: int
     shm_free: int
@@ -147,6 +165,14 @@ def _cpu() -> tuple[str | None, tuple[str, ...]]:
     return fields.get("model name"), tuple(flag for flag in CPU_FLAGS if flag in flags)
 
 
+def _precisions() -> Precisions | None:
+    try:
+        from pikfix.kernels import cpu  # noqa: PLC0415
+    except (ImportError, OSError):  # PyTorch is absent, or one of its libraries is
+        return None
+    return Precisions(cpu.good_precisions(), cpu.training_precision(), cpu.reason())
+
+
 def _gpus() -> tuple[str, ...]:
     """Names of NVIDIA GPUs with their driver and memory, as nvidia-smi tells them."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -168,6 +194,7 @@ def machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         cpu=cpu,
         cpu_flags=flags,
+        precisions=_precisions(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shm_size=size,
         shm_free=free,
@@ -201,6 +228,24 @@ def repository(path: Path) -> Repository:
     return Repository(str(path.resolve()), models, versions, manifest, problem)
 
 
+def _slow_precisions(manifest: dict[str, Any], precisions: Precisions) -> str | None:
+    """A warning where a repository was exported in what this CPU is not good at."""
+    if manifest.get("device") != "cpu":
+        return None
+    asked = {str(manifest.get("precision"))}
+    measured = manifest.get("measured")
+    chosen = measured.get("chosen") if isinstance(measured, dict) else None
+    if isinstance(chosen, dict):
+        asked |= {str(choice).rpartition(" ")[2] for choice in chosen.values()}
+    slow = sorted(asked & {"bf16", "int8"} - set(precisions.good))
+    if not slow:
+        return None
+    return (
+        f"the repository was exported in {' and '.join(slow)}, which this CPU is not good at; "
+        "export it here again, with --runtime auto"
+    )
+
+
 def examine(model_repository: Path | None = None) -> Environment:
     """Gather the environment, with the repository's state if one is named."""
     found_python, found_server, found_machine = python(), server(), machine()
@@ -215,6 +260,9 @@ def examine(model_repository: Path | None = None) -> Environment:
         problems.append(f"the embedded server needs onnxruntime; run `{embedded.INSTALL_COMMAND}`")
     if found_repository is not None and found_repository.problem:
         problems.append(found_repository.problem)
+    if found_repository is not None and found_repository.manifest and found_machine.precisions:
+        slow = _slow_precisions(found_repository.manifest, found_machine.precisions)
+        warnings += [slow] if slow else []
     try:
         warning = preflight.check_shared_memory()
         if warning:

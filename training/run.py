@@ -17,8 +17,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from pikfix.kernels import cpu
 from pikfix.networks import CheckpointError, PikFix, load_checkpoint
-from pikfix.training.config import PARTS, TrainConfig, differences
+from pikfix.training.config import PARTS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError
 from pikfix.training.features import FeatureNet, load_feature_net
@@ -84,6 +85,19 @@ def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = 
         reporter.close()
 
 
+def usual_precision(folder: Path, *, resume: bool, device: str) -> Precision:
+    """What a run takes unless it is told: its own when it is resumed, else what suits `device`."""
+    if resume:
+        try:
+            kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            precision: Precision = kept["training"]["optimizer"]["precision"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # `train` says what is wrong with the run
+        else:
+            return precision
+    return cpu.training_precision() if device == "cpu" else "bf16"
+
+
 def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list[str]]:
     """Refuse what cannot work before anything slow happens; returns the state to resume."""
     folder = options.folder
@@ -120,6 +134,8 @@ def _train(
     say = reporter.say if first else _silence
     _make_folder(options.folder)
 
+    if options.device == "cpu" and (warning := cpu.emulation(config.optimizer.precision)):
+        say(warning)
     store = open_photos(options.photos, config.data.side, options.cache)
     _tell_skipped(options.photos, store, say)
     if first:

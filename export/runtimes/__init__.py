@@ -10,6 +10,7 @@ from pikfix.export.configs import ServingSettings
 from pikfix.export.errors import ExportError
 from pikfix.export.runtimes.base import Choice, Runtime
 from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
+from pikfix.kernels import cpu
 from pikfix.networks.quantized import vnni_supported
 
 
@@ -108,11 +109,17 @@ def runtime_of(request: Request) -> Runtime:
 def candidates(
     settings: ServingSettings, ranges: Callable[[], RangesByStep]
 ) -> dict[Choice, Runtime]:
-    """All runtimes for this CPU, for the choice that is measured."""
+    """All runtimes for this CPU, for the choice that is measured.
+
+    Precisions that it emulates are left out: to measure one takes longer than all the others.
+    """
+    good = cpu.good_precisions()
     return {
         choice: runtime_of(Request(choice, settings, ranges=ranges))
         for choice in _FACTORIES
-        if choice.device == "cpu" and (choice.precision != "int8" or vnni_supported())
+        if choice.device == "cpu"
+        and choice.precision in good
+        and (choice.precision != "int8" or vnni_supported())
     }
 
 

@@ -29,6 +29,7 @@ from pikfix.export.errors import ExportError
 from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
 from pikfix.export.profiles import common_shapes
 from pikfix.export.subnets import run_subnet
+from pikfix.kernels import cpu
 from pikfix.networks import PikFixConfig, to_working
 from pikfix.networks.inference import Precision, load_step, save_step
 from pikfix.networks.quantized import vnni_supported
@@ -62,7 +63,8 @@ class PyTorch:
         settings: how the models are scheduled.
         precision: "fp32", "fp16", "bf16" or "int8"; fp16 is for a GPU, int8 for a CPU.
         device: "cpu" or "cuda"; what is for a GPU is checked on the CPU where there is none.
-        report: called with a line where a sub-net stays in float32 all the same.
+        report: called with a line where a sub-net stays in float32 all the same, and where this CPU
+            emulates the precision.
         ranges: gives the activation ranges that int8 needs, by sub-net.
 
     Raises:
@@ -83,6 +85,8 @@ class PyTorch:
                 "int8 needs a CPU with AVX512-VNNI, AVX-VNNI or AMX, which this one lacks: use "
                 "--precision bf16 or fp32, or --runtime auto"
             )
+        if device == "cpu" and (warning := cpu.emulation(precision)):
+            report(warning)
         self._settings = settings
         self._on_gpu = device == "cuda"
         self.gate_device = "cuda" if self._on_gpu and torch.cuda.is_available() else "cpu"

@@ -163,9 +163,27 @@ def test_int8_is_refused_where_it_cannot_run(
     monkeypatch.setattr(pytorch, "vnni_supported", lambda: False)
     with pytest.raises(ExportError, match=r"int8 needs a CPU with .* use --precision bf16"):
         export_checkpoint(checkpoint, tmp_path / "r", runtime="pytorch", precision="int8")
+    monkeypatch.setattr(runtimes.cpu, "good_precisions", lambda: ("fp32", "bf16", "int8"))
     monkeypatch.setattr(runtimes, "vnni_supported", lambda: False)
     offered = candidates(ServingSettings(), dict)
     assert {choice.precision for choice in offered} == {"fp32", "bf16"}
+
+
+def test_what_the_cpu_emulates_is_no_candidate_and_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    offered = candidates(ServingSettings(), dict)
+    assert {(choice.runtime, choice.precision) for choice in offered} == {
+        ("onnxruntime", "fp32"),
+        ("pytorch", "fp32"),
+    }
+    lines: list[str] = []
+    PyTorch(ServingSettings(), "fp32", report=lines.append)
+    assert lines == []
+    PyTorch(ServingSettings(), "bf16", report=lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: bf16 computes in bfloat16, which this CPU emulates")
 
 
 def test_damage_that_bfloat16_does_not_explain_is_found(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.export import Dim
 
-from pikfix.kernels import correlation_warp, correlation_warp_cpu, naive
+from pikfix.kernels import correlation_warp, correlation_warp_cpu, cpu, naive
 
 KINDS = ("random", "planted", "duplicates", "photo", "low", "zeros")
 FORMS = {
@@ -74,7 +74,7 @@ def test_the_screen_leaves_out_only_keys_without_weight(kit, monkeypatch):
         return kept
 
     monkeypatch.setattr(correlation_warp_cpu, "_survivors", counting)
-    monkeypatch.setattr(correlation_warp_cpu, "_has", lambda feature: feature == "vnni")
+    monkeypatch.setattr(cpu, "multiplies_bytes", lambda: True)
     warped, confidence = correlation_warp(query, key, values, 0.002)
     assert counts and min(counts) < 1024
     expected, highest = naive.correlation_warp(*(t.double() for t in (query, key, values)), 0.002)

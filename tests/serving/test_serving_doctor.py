@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -9,7 +10,9 @@ import subprocess
 from pathlib import Path
 
 import numpy
+import pytest
 
+from pikfix.cli.doctor import lines
 from pikfix.serving import doctor, embedded, preflight
 
 
@@ -64,3 +67,45 @@ def test_server_on_the_path_is_reported(tmp_path, monkeypatch):
     monkeypatch.delenv(embedded.GUARD, raising=False)
     assert doctor.server() == doctor.Server(str(server), "PATH", None, None)
     assert isinstance(embedded.on_path(), Path)
+
+
+def test_precisions_are_said_with_their_reason(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    held = doctor.machine()
+    assert held.precisions is not None
+    assert (held.precisions.good, held.precisions.training) == (("fp32",), "fp32")
+    text = "\n".join(lines(dataclasses.replace(doctor.examine(), machine=held)))
+    assert "good at fp32: it has no products of bfloat16 or bytes, under ONEDNN_MAX_CPU_ISA" in text
+    assert "training    takes fp32" in text
+
+
+@pytest.mark.parametrize(
+    ("manifest", "slow"),
+    [
+        ({"device": "cpu", "precision": "bf16"}, "bf16"),
+        ({"device": "cpu", "precision": "int8"}, "int8"),
+        ({"device": "cpu", "precision": "fp32"}, None),
+        ({"device": "cuda", "precision": "bf16"}, None),
+        (
+            {
+                "device": "cpu",
+                "precision": "measured",
+                "measured": {
+                    "chosen": {
+                        "restore": "runtime pytorch, device cpu, precision int8",
+                        "colorize": "runtime pytorch, device cpu, precision bf16",
+                    }
+                },
+            },
+            "bf16 and int8",
+        ),
+        ({"device": "cpu", "measured": "nothing"}, None),
+    ],
+)
+def test_a_repository_in_a_precision_that_is_emulated_is_warned_of(
+    tmp_path, monkeypatch, manifest, slow
+):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    said = [w for w in doctor.examine(tmp_path).warnings if "exported in" in w]
+    assert [f"in {slow}, which" in w for w in said] == ([True] if slow else [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -11,11 +13,14 @@ from cpu_like import avx2_environment
 from torch import nn
 from training_runs import SMALL
 
+from pikfix.cli.main import main
+from pikfix.kernels import cpu
 from pikfix.networks import PikFix
 from pikfix.networks.blocks import StridedPointwise
 from pikfix.networks.config import PRESETS
 from pikfix.training.features import SqueezeNet
 from pikfix.training.losses import PatchDiscriminator
+from pikfix.training.run import usual_precision
 
 STEPS = """
 import sys
@@ -69,3 +74,33 @@ def test_nothing_that_learns_asks_onednn_for_a_strided_pointwise_gradient(smalle
                 assert isinstance(layer, StridedPointwise), name
                 seen += 1
     assert seen == 3 * (len(PRESETS) + 1)
+
+
+def test_precision_follows_the_cpu_and_a_resumed_run(photo_folder, tmp_path, monkeypatch, capsys):
+    def steps(count, *words):
+        out = ["-o", str(tmp_path / "run"), "--steps", str(count), "--train", "restoration"]
+        code = main(["train", "--photos", str(photo_folder), *SMALL, *out, *words])
+        kept = json.loads((tmp_path / "run" / "config.json").read_text())
+        return code, kept["training"]["optimizer"]["precision"], capsys.readouterr().err
+
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
+    assert steps(1)[:2] == (0, "bf16")
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: False)
+    code, precision, error = steps(2, "--resume")
+    assert (code, precision) == (0, "bf16")
+    assert error.count("which this CPU emulates") == 1
+    assert "resuming at step 1" in error
+    shutil.rmtree(tmp_path / "run")
+    code, precision, error = steps(1)
+    assert (code, precision) == (0, "fp32")
+    assert "emulates" not in error
+    shutil.rmtree(tmp_path / "run")
+    code, precision, error = steps(1, "--precision", "bf16")
+    assert (code, precision) == (0, "bf16")
+    assert error.count("which this CPU emulates") == 1
+
+
+def test_a_gpu_keeps_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: False)
+    assert usual_precision(tmp_path, resume=False, device="cuda") == "bf16"
+    assert usual_precision(tmp_path, resume=True, device="cpu") == "fp32"
