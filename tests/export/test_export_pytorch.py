@@ -189,8 +189,8 @@ def test_what_the_cpu_emulates_is_no_candidate_and_warned_of(
 def test_damage_that_bfloat16_does_not_explain_is_found(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaged(path: Path) -> InferenceStep:
-        step = load_step(path)
+    def damaged(path: Path, device: str = "cpu") -> InferenceStep:
+        step = load_step(path, device)
         if step.name == "restore":
             with torch.no_grad():
                 step.network.output.weight.mul_(1.3)  # type: ignore[union-attr, operator]
