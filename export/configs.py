@@ -15,6 +15,7 @@ from pikfix.export.targets import Placement
 from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
 from pikfix.networks.restoration import Restoration
 from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
+from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
 
@@ -39,8 +40,8 @@ class ServingSettings:
         been begun is finished first.
     max_pixels: of a photo; more are refused before decoding.
     max_side: of a photo, likewise; None where only the pixels count.
-    reference_side: references are scaled down to this longest side. A quarter of a 256-pixel side
-        already gives 4096 keys per reference.
+    reference_side: references are scaled down to this longest side, or to the photo's where it is
+        shorter. A quarter of a 512-pixel side gives 16384 keys per reference.
     tile_pixels: photos with more pixels are restored in exact, overlapping tiles where the
         embedded server's backend runs the network; that bounds its memory.
     instances: of each sub-net on the embedded server's CPU, which share its cores; None for what
@@ -54,7 +55,7 @@ class ServingSettings:
     queue_size: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_side: int | None = None
-    reference_side: int = 256
+    reference_side: int = DEFAULT_REFERENCE_SIDE
     tile_pixels: int = 1 << 20
     nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
     instances: int | None = None

@@ -89,27 +89,29 @@ def free_dimensions(model: Model) -> tuple[dict[int, Any], ...]:
     return tuple(_free_dimensions(tensor) for tensor in model.inputs)
 
 
-def export_subnet(module: nn.Module, model: Model, folder: Path) -> Path:
+def export_subnet(
+    module: nn.Module, model: Model, folder: Path, *, runtime: str = "onnxruntime"
+) -> Path:
     """Write a sub-net for ONNX Runtime, `restore` so that a server can run it in tiles, too.
 
     Such a server gives the file's input `whole`, whose default is 1, the value 0 for every tile,
-    and finishes the joined tiles with `whole.onnx`.
+    and finishes the joined tiles with `whole.onnx`. `runtime` is a key of `OPSETS`.
 
     Returns:
         The sub-net's own file.
     """
     path = folder / MODEL_FILE
     if not isinstance(module, RestoreStep):
-        export_onnx(module, model, path, runtime="onnxruntime")
+        export_onnx(module, model, path, runtime=runtime)
         return path
     if module.restoration.tone is None:
-        export_onnx(module, model, path, runtime="onnxruntime")
+        export_onnx(module, model, path, runtime=runtime)
     else:
         tiles = replace(model, inputs=(*model.inputs, WHOLE))
-        export_onnx(TileStep(module).eval(), tiles, path, runtime="onnxruntime")
+        export_onnx(TileStep(module).eval(), tiles, path, runtime=runtime)
         _set_default(path, WHOLE.name, np.ones(1, dtype=np.float32))
     rest = Model(WHOLE.name, (PHOTO_L, MENDED_L), model.outputs)
-    export_onnx(WholeStep(module).eval(), rest, folder / WHOLE_FILE, runtime="onnxruntime")
+    export_onnx(WholeStep(module).eval(), rest, folder / WHOLE_FILE, runtime=runtime)
     return path
 
 

@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export.contract import Model
 from pikfix.export.profiles import Profile, Shape, common_shapes, profiles_of
 from pikfix.photos import DEFAULT_BUCKET_SIDES
+from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 TargetName = Literal["embedded", "ngc"]
 Accelerator = Literal["cuda", "tensorrt"]
@@ -86,7 +87,7 @@ class Placement:
     device: str = "cpu"
     accelerator: Accelerator = "cuda"
     max_batch: int = 8
-    reference_side: int = 256
+    reference_side: int = DEFAULT_REFERENCE_SIDE
 
     def adapt_subnet(self, model: Model, message: pb.ModelConfig) -> None:
         """Fit a sub-net's config, as its runtime has written it, to the server."""

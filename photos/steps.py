@@ -30,7 +30,10 @@ from pikfix.photos.tint import has_colours
 
 T = TypeVar("T", int, str)
 
-DEFAULT_REFERENCE_SIDE = 256
+WORKING_SIDE = 512
+"""Longest side at which photos are matched with references, `pikfix.networks.WORKING_LIMIT`: this
+module does without torch."""
+DEFAULT_REFERENCE_SIDE = WORKING_SIDE
 DEFAULT_MAX_REFERENCES = 8
 _NOTES_VERSION = 2
 _BINARY = ("exif", "xmp", "iptc")
@@ -206,6 +209,25 @@ def decode_references(
 def _shallow(photo: Photo) -> npt.NDArray[np.uint8]:
     pixels = np.rint(photo.pixels * 255.0) if photo.deep else photo.pixels
     return pixels.astype(np.uint8, copy=False)
+
+
+def matching_side(size: tuple[int, int], padded: tuple[int, int], limit: int) -> int:
+    """Choose the longest side for a photo's references: that of the photo where it is matched.
+
+    Features depend on the scale at which they see a thing, so a reference is best seen at the scale
+    of the photo (benchmarks/results/reference-scale.md).
+
+    Args:
+        size: (height, width) of the photo.
+        padded: its shape when it is given to the networks, which scale it to the working size.
+        limit: longest side in any case; at least 32.
+
+    Returns:
+        A multiple of 32, at least 32.
+    """
+    scale = min(1.0, WORKING_SIDE / max(padded))
+    side = max(round(max(size) * scale / MULTIPLE), 1) * MULTIPLE
+    return min(side, limit // MULTIPLE * MULTIPLE)
 
 
 def reference_shape(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from pikfix.photos import PhotoError
+from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.references.errors import LibraryError
 from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, Match, suitable
 from pikfix.references.pictures import read_pixels, reduce_picture
 
-DEFAULT_CACHE = 64
+DEFAULT_CACHE = 16
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class LibraryChooser:
         library: Path,
         *,
         count: int = DEFAULT_COUNT,
-        side: int = 256,
+        side: int = DEFAULT_REFERENCE_SIDE,
         cache: int = DEFAULT_CACHE,
         on_lookup: Callable[[bool], None] | None = None,
     ) -> None:

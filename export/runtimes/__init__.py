@@ -41,7 +41,7 @@ Factory = Callable[[Request], Runtime]
 def _onnxruntime(request: Request) -> Runtime:
     from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(request.settings)
+    return OnnxRuntime(request.settings, request.choice.device)
 
 
 def _pytorch(request: Request) -> Runtime:

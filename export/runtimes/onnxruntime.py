@@ -24,17 +24,19 @@ class OnnxRuntime:
 
     Args:
         settings: how the models are scheduled.
+        device: "cpu" or "cuda", which the correlation is spelt for.
     """
 
     limits = Limits()
     gate_device = "cpu"
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(self, settings: ServingSettings, device: str = "cpu") -> None:
         self._settings = settings
+        self._spelling = "onnxruntime" if device == "cpu" else "onnxruntime-cuda"
 
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
         """Write model.onnx and, beside `restore`, what servers need that restore in tiles."""
-        path = export_subnet(module, model, folder)
+        path = export_subnet(module, model, folder, runtime=self._spelling)
         return path.name, onnx_runner(path)
 
     def configure(self, model: Model, config: pb.ModelConfig) -> None:

@@ -47,7 +47,7 @@ def test_outputs(step, text, save, photo, reference):
     )
     assert {name: array.shape for name, array in answer.items()} == {
         "photo_l": (1, 1, 128, 256),
-        "reference_lab": (1, 1, 3, 160, 256),
+        "reference_lab": (1, 1, 3, 96, 128),
         "photo_info": (1, 1),
     }
     assert answer["photo_l"].dtype == answer["reference_lab"].dtype == np.float32
@@ -70,7 +70,7 @@ def test_outputs(step, text, save, photo, reference):
 
 def test_reference_is_its_resized_lab(step, text, save, photo, reference):
     (answer,) = step.run({"photo": text([save(photo)]), "reference": text([save(reference)])})
-    shrunk = Image.fromarray(reference).resize((256, 160), Image.Resampling.LANCZOS)
+    shrunk = Image.fromarray(reference).resize((128, 96), Image.Resampling.LANCZOS)
     lab = sk.rgb2lab(np.asarray(shrunk)).transpose(2, 0, 1)
     planes = answer["reference_lab"][0, 0]
     np.testing.assert_allclose(planes[0] * 50 + 50, lab[0], atol=1e-3)
@@ -110,8 +110,26 @@ def test_several_references_share_the_first_ones_size(step, text, save, photo, r
     tall = save(np.ascontiguousarray(data.astronaut()[:, :200]))
     files = [save(reference), b"", tall]
     (answer,) = step.run({"photo": text([save(photo)]), "reference": text([files])})
-    assert answer["reference_lab"].shape == (1, 2, 3, 160, 256)
+    assert answer["reference_lab"].shape == (1, 2, 3, 96, 128)
     assert len(notes_of(answer)["references"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (340, 512, (352, 512)),
+        (100, 140, (96, 128)),
+        (512, 340, (352, 512)),  # the long sides agree, whatever the aspects
+        (600, 800, (320, 448)),  # 896 with its padding, so that the photo is matched at 457
+        (6, 9, (32, 32)),
+    ],
+)
+def test_references_have_the_scale_at_which_the_photo_is_matched(
+    step, text, save, reference, height, width, expected
+):
+    photo = save(np.full((height, width), 90, np.uint8))
+    (answer,) = step.run({"photo": text([photo]), "reference": text([save(reference)])})
+    assert answer["reference_lab"].shape[3:] == expected
 
 
 def test_a_library_is_asked_where_no_reference_is_sent(step, text, save, photo, reference):
@@ -128,7 +146,7 @@ def test_a_library_is_asked_where_no_reference_is_sent(step, text, save, photo, 
     assert notes_of(chosen)["references"] == [
         {"source": "library", "name": "coffee.jpg", "score": 0.7, "share": None}
     ]
-    assert chosen["reference_lab"].shape == (1, 1, 3, 160, 256)
+    assert chosen["reference_lab"].shape == (1, 1, 3, 96, 128)
     assert notes_of(given)["references"][0]["source"] == "request"
 
 
@@ -156,7 +174,7 @@ def test_batch_of_different_sizes_takes_the_largest_bucket(step, text, save, pho
         }
     )
     assert answer["photo_l"].shape == (3, 1, 128, 512)
-    assert answer["reference_lab"].shape == (3, 2, 3, 160, 256)
+    assert answer["reference_lab"].shape == (3, 2, 3, 352, 512)
     np.testing.assert_array_equal(answer["reference_lab"][1, 0], answer["reference_lab"][1, 1])
     assert [notes_of(answer, n)["size"] for n in range(3)] == [[100, 140], [40, 500], [1, 1]]
     assert [notes_of(answer, n)["colorize"] for n in range(3)] == [True, True, False]

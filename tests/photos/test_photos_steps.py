@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import color as sk
 from skimage import data
 
+from pikfix.networks import WORKING_LIMIT, working_size
 from pikfix.photos import Photo, PhotoError, steps
 
 
@@ -92,6 +93,21 @@ def test_reference_shape(height, width, side):
     for length, original in zip(shape, (height, width), strict=True):
         # Within half a multiple of the aspect, but for the least and the largest side.
         assert abs(length - original * scale) <= 16 or length in {32, side // 32 * 32}
+
+
+def test_photos_are_matched_at_the_networks_limit():
+    assert steps.WORKING_SIDE == WORKING_LIMIT
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(0, 300))
+def test_references_are_as_long_as_the_photo_is_where_it_is_matched(height, width, padding):
+    padded = (height + padding, width + padding)
+    side = steps.matching_side((height, width), padded, 512)
+    assert side % 32 == 0 and 32 <= side <= 512
+    # The networks' own formula, whose sides are rounded to multiples of 32.
+    working = max(working_size(*padded)) * max(height, width) / max(padded)
+    assert abs(side - working) <= 32
+    assert steps.matching_side((height, width), padded, 256) == min(side, 256)
 
 
 def test_reference_planes_are_antialiased_lab():

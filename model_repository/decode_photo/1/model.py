@@ -9,7 +9,8 @@ Outputs:
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
     photo_info     BYTES [B, 1]               notes for encode_photo
 Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
-bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references),
+bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references,
+which otherwise have the scale of the photo where it is matched with them),
 max_references; and, for references that the server chooses: library (its folder; else that of the
 environment variable PIKFIX_LIBRARY), library_references (how many for a photo; else as
 PIKFIX_LIBRARY_REFERENCES says), reference_cache (pictures kept).
@@ -59,6 +60,7 @@ from pikfix.photos.steps import (
     decode_references,
     grey_reference,
     join_references,
+    matching_side,
     parse_options,
     part_to_restore,
     reference_planes,
@@ -122,8 +124,8 @@ class TritonPythonModel:
         options = _rows(request, "options") or [[]] * count
         if len(references) != count or len(options) != count:
             raise PhotoError("bad_tensor", f"reference and options must have {count} rows as photo")
-        luminances, planes, notes = [], [], []
-        shape: tuple[int, int] | None = None
+        luminances, notes = [], []
+        colours: list[list[Reference]] = []
         for number in range(count):
             try:
                 wishes = parse_options(options[number][0] if options[number] else b"")
@@ -135,16 +137,15 @@ class TritonPythonModel:
                 raise PhotoError(error.code, place + error.message) from error
             luminances.append(photo_luminance(part.pixels))
             notes.append(note)
-            if chosen:
-                # One size for the whole request, that of its first reference.
-                shape = shape or reference_shape(chosen[0].size, self.reference_side)
-                planes.append(reference_planes(chosen, shape))
-            else:
-                planes.append(grey_reference())
-        outputs = {
-            "photo_l": self._padded(luminances),
-            "reference_lab": join_references(planes, shape),
-        }
+            colours.append(chosen)
+        photo_l = self._padded(luminances)
+        sizes = [plane.shape for plane, chosen in zip(luminances, colours, strict=True) if chosen]
+        shape = self._reference_shape(sizes, colours, photo_l.shape[2:])
+        planes = [
+            reference_planes(chosen, shape) if chosen and shape else grey_reference()
+            for chosen in colours
+        ]
+        outputs = {"photo_l": photo_l, "reference_lab": join_references(planes, shape)}
         now = time.time()
         timed = [
             dataclasses.replace(note, decode_seconds=now - started, decoded_at=now)
@@ -219,6 +220,19 @@ class TritonPythonModel:
             return found, why_none
 
         return references
+
+    def _reference_shape(
+        self,
+        sizes: list[tuple[int, int]],
+        colours: list[list[Reference]],
+        padded: tuple[int, int],
+    ) -> tuple[int, int] | None:
+        """One size for the whole request: aspect of its first reference, scale of its photos."""
+        first = next((chosen[0] for chosen in colours if chosen), None)
+        if first is None:
+            return None
+        side = max(matching_side(size, padded, self.reference_side) for size in sizes)
+        return reference_shape(first.size, side)
 
     def _padded(self, luminances: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         height = max(plane.shape[0] for plane in luminances)
