@@ -116,7 +116,7 @@ def test_memory_is_linear_in_queries_and_keys(tmp_path):
         "session = onnxruntime.InferenceSession(sys.argv[1])\n"
         "names = [i.name for i in session.get_inputs()]\n"
         "values = [numpy.ones((1, 8192, 8), 'f'), numpy.ones((1, 8192, 8), 'f'),"
-        " numpy.ones((1, 2, 128, 256), 'f')]\n"
+        " numpy.ones((1, 2, 128, 256), 'f'), numpy.ones((1, 8192), bool)]\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "session.run(None, dict(zip(names, values)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
