@@ -43,7 +43,6 @@ from pikfix.export.subnets import run_subnet, subnet_module
 from pikfix.networks import PYRAMID_LEVELS, PikFix, load_checkpoint, working_size
 from pikfix.serving.server import start_server
 
-REFERENCE_SIDE = 256
 MIN_PSNR = 45.0
 NETWORKS = (*contract.SUBNETS, "pikfix")
 
@@ -54,7 +53,7 @@ def networks_flops(model: PikFix, side: int) -> dict[str, float]:
     shapes = {
         "photo_l": (1, 1, side, side),
         "working_l": (1, 1, *working),
-        "reference_lab": (1, 1, 3, REFERENCE_SIDE, REFERENCE_SIDE),
+        "reference_lab": (1, 1, 3, *working),
     }
     for level in range(1, PYRAMID_LEVELS + 1):
         h, w = (s >> level + 1 for s in working)
@@ -72,7 +71,7 @@ def networks_flops(model: PikFix, side: int) -> dict[str, float]:
         # The counter does not know the fused warp: two products with the N x M map.
         for level in range(1, PYRAMID_LEVELS + 1):
             queries = (working[0] >> level + 1) * (working[1] >> level + 1)
-            keys = (REFERENCE_SIDE >> level + 1) ** 2
+            keys = queries
             width = model.config.feature_channels + model.config.warped_channels
             found["similarity"] += 2 * queries * keys * width / 1e9
     found["pikfix"] = sum(found.values())
@@ -98,7 +97,7 @@ def requests_of(
     model: PikFix, client: grpc.InferenceServerClient, side: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of batch 1 for every model at one size; each step's come from the steps before it."""
-    reference = (REFERENCE_SIDE, REFERENCE_SIDE)
+    reference = working_size(side, side)
     known = {
         name: value.numpy()
         for name, value in case_inputs(
@@ -106,7 +105,7 @@ def requests_of(
         ).items()
     }
     known["photo"] = np.array([[jpeg(side, grey=True)]], dtype=object)
-    known["reference"] = np.array([[jpeg(REFERENCE_SIDE, grey=False)]], dtype=object)
+    known["reference"] = np.array([[jpeg(reference[0], grey=False)]], dtype=object)
     found = {}
     decode, encode = contract.python_steps()
     for spec in (decode, *contract.subnets(model.config), encode):
@@ -234,8 +233,8 @@ def markdown(result: dict[str, Any]) -> str:
     return (
         "# Latency, one request at a time\n\n"
         f"{table(header, body)}\n"
-        f"{machine_line(result['environment'])}. Square photos, one reference of "
-        f"{REFERENCE_SIDE} x {REFERENCE_SIDE}; gRPC on loopback. Verified against PyTorch in "
+        f"{machine_line(result['environment'])}. Square photos, one reference at "
+        "the scale where they are matched; gRPC on loopback. Verified against PyTorch in "
         f"float32: {psnr}. Floor: operations over the matrix rate of the same run (GFLOP/s: "
         f"{rates}; {result['floor_precision']} taken). Server: mean time less the steps' compute "
         "by Triton's statistics, and its share of that compute.\n\n"
