@@ -27,6 +27,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[rtx]' || \
+		{ echo 'TensorRT for RTX cannot be installed here: no engine is built by the tests'; test -z "$$CI"; }
 	touch $@
 
 $(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py networks/*.py kernels/*.py)
@@ -49,6 +51,10 @@ serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 .PHONY: test
 test: $(VENV)/.dev ## Run all tests (no GPU needed)
 	$(BIN)/python -m pytest -q
+
+.PHONY: test-engines
+test-engines: $(VENV)/.dev ## Build every engine of both presets in every precision (minutes)
+	$(BIN)/python -m pytest -q -m engines tests/export
 
 # The client and the command line alone, on whatever Python: by default the newest there is.
 NEWEST ?= $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.*/bin/python3 2>/dev/null | sort -V | tail -1)

@@ -105,7 +105,7 @@ def _write_configs(plan: Plan, name: str, folder: Path) -> None:
     settings = ServingSettings()
     runtime = PyTorch(settings, "fp16" if plan.on_gpu else "fp32", device="cuda")
     config = gpu_networks.build(plan, name).config
-    placement = Placement(EMBEDDED, "cuda", max_batch=settings.max_batch_size)
+    placement = Placement(EMBEDDED, "cuda")
     runtimes = dict.fromkeys(gpu_networks.STEPS, runtime)
     for model, message in build_configs(config, runtimes, settings, placement).items():
         if not plan.on_gpu:  # a rehearsal: the same code, on the CPU

@@ -118,6 +118,22 @@ def command(
             show_default="2 with pytorch, else 1",
         ),
     ] = None,
+    file_instances: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of the steps that decode and encode photos: cores of the serving machine.",
+            show_default="2, or with a GPU this machine's cores",
+        ),
+    ] = None,
+    memory_gib: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            help="Memory for the activations of one network on a server with native backends; the "
+            "largest photos and the most references follow from it.",
+        ),
+    ] = 8,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to fill.")] = Path(
         "model_repository"
     ),
@@ -155,8 +171,10 @@ def command(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             timing_cache=timing_cache,
+            workspace_bytes=int(memory_gib * (1 << 30)),
         ),
         instances=instances,
+        file_instances=file_instances,
         progress=progress,
     )
     if as_json:

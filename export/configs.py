@@ -14,7 +14,7 @@ from pikfix.export.contract import Model, Tensor
 from pikfix.export.targets import Placement
 from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
 from pikfix.networks.restoration import Restoration
-from pikfix.photos import DEFAULT_BUCKET_SIDES, DEFAULT_MAX_PIXELS
+from pikfix.photos import DEFAULT_MAX_PIXELS
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
@@ -39,13 +39,13 @@ class ServingSettings:
     nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
         been begun is finished first.
     max_pixels: of a photo; more are refused before decoding.
-    max_side: of a photo, likewise; None where only the pixels count.
     reference_side: references are scaled down to this longest side, or to the photo's where it is
         shorter. A quarter of a 512-pixel side gives 16384 keys per reference.
     tile_pixels: photos with more pixels are restored in exact, overlapping tiles where the
         embedded server's backend runs the network; that bounds its memory.
     instances: of each sub-net on the embedded server's CPU, which share its cores; None for what
         measured best with the runtime.
+    file_instances: of the steps that decode and encode, each; None for what suits the place.
     """
 
     max_batch_size: int = 8
@@ -54,11 +54,11 @@ class ServingSettings:
     restore_queue_size: int = 10
     queue_size: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
-    max_side: int | None = None
     reference_side: int = DEFAULT_REFERENCE_SIDE
     tile_pixels: int = 1 << 20
     nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
     instances: int | None = None
+    file_instances: int | None = None
 
 
 class ConfiguresBackend(Protocol):
@@ -90,7 +90,11 @@ def build_configs(
         configs[model.name] = _subnet(model, runtimes[model.name], settings)
         placement.adapt_subnet(model, configs[model.name])
     configs.update(fixed_configs(settings, placement))
+    batches = [configs[name].max_batch_size for name in contract.SUBNETS]
+    smallest = min(size or settings.max_batch_size for size in batches)
     for name in contract.ENSEMBLES:
+        # A request's own batch passes every step whole.
+        configs[name].max_batch_size = smallest
         for step in configs[name].ensemble_scheduling.step:
             _rename_tensors(step, configs[step.model_name])
     return configs
@@ -103,10 +107,11 @@ def fixed_configs(
     settings, placement = settings or ServingSettings(), placement or Placement()
     settings = replace(
         settings,
-        max_side=placement.max_side,
         first_queue_size=placement.queue_size(settings.first_queue_size),
     )
-    steps = {model.name: _python_step(model, settings) for model in contract.python_steps()}
+    steps = {
+        model.name: _python_step(model, settings, placement) for model in contract.python_steps()
+    }
     ensembles = _ensembles(settings)
     for message in ensembles.values():
         placement.adapt_ensemble(message, settings.queue_size)
@@ -174,20 +179,22 @@ def _subnet(model: Model, runtime: ConfiguresBackend, settings: ServingSettings)
     return message
 
 
-def _python_step(model: Model, settings: ServingSettings) -> pb.ModelConfig:
+def _python_step(model: Model, settings: ServingSettings, placement: Placement) -> pb.ModelConfig:
     message = _base(model, settings)
     message.backend = "python"
-    # Decoding and encoding are single-threaded: two instances use two cores while the networks
-    # of another photo run.
-    message.instance_group.add(count=2, kind=pb.ModelInstanceGroup.KIND_CPU)
+    # Decoding and encoding are single-threaded: an instance uses a core.
+    count = settings.file_instances or placement.file_instances
+    message.instance_group.add(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
     # One at a time: a batch would be worked off by one instance while the other has nothing to do.
     message.dynamic_batching.preferred_batch_size.append(1)
     if model.name == "decode_photo":
         _schedule(message, settings.first_queue_size, 0)
         set_parameter(message, "max_pixels", settings.max_pixels)
-        if settings.max_side is not None:
-            set_parameter(message, "max_side", settings.max_side)
-        set_parameter(message, "bucket_sides", ",".join(map(str, DEFAULT_BUCKET_SIDES)))
+        if placement.max_side is not None:
+            set_parameter(message, "max_side", placement.max_side)
+        if placement.max_references is not None:
+            set_parameter(message, "max_references", placement.max_references)
+        set_parameter(message, "bucket_sides", ",".join(map(str, placement.bucket_sides)))
         set_parameter(message, "reference_side", settings.reference_side)
     else:
         _schedule(message, settings.queue_size, 0)

@@ -17,10 +17,13 @@ from torch import nn
 
 from pikfix.export import contract
 from pikfix.export.calibration import RangesByStep, ranges_of
+from pikfix.export.capacity import capacity_of
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.errors import ExportError, ParityError
 from pikfix.export.measured import Selection, export_fastest
-from pikfix.export.parity import check_parity
+from pikfix.export.parity import CASES, check_parity
+from pikfix.export.precision import typed
+from pikfix.export.profiles import Capacity
 from pikfix.export.repository import Manifest, publish, staging_folder
 from pikfix.export.runtimes import (
     Choice,
@@ -52,6 +55,7 @@ def export_checkpoint(
     accelerator: Accelerator = "cuda",
     engines: EngineOptions | None = None,
     instances: int | None = None,
+    file_instances: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export every sub-net of a checkpoint, check it against PyTorch, and publish it.
@@ -71,6 +75,8 @@ def export_checkpoint(
         accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
         engines: how TensorRT engines are built.
         instances: of each sub-net, on the embedded server's CPU; None for the runtime's own.
+        file_instances: of the steps that decode and encode; None for 2, or, with a GPU, one for
+            each core of this machine.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -83,14 +89,7 @@ def export_checkpoint(
     """
     if instances and instances > 1 and (device, target) != ("cpu", "embedded"):
         raise ExportError("several instances are for the embedded server on a CPU: leave them out")
-    settings = ServingSettings(instances=instances)
-    placement = Placement(
-        TARGETS[target],
-        device,
-        accelerator,
-        max_batch=settings.max_batch_size,
-        reference_side=settings.reference_side,
-    )
+    settings = ServingSettings(instances=instances, file_instances=file_instances)
     similarity = similarity or ("kernel" if runtime == "tensorrt" else "runtime")
     if similarity == "plugin" and runtime != "tensorrt":
         raise ExportError("the plugin is for TensorRT: add --runtime tensorrt")
@@ -115,13 +114,33 @@ def export_checkpoint(
                 engines or EngineOptions(),
                 warp_plugin=similarity == "plugin",
                 report=progress,
-                native=placement.target.native,
+                native=TARGETS[target].native,
                 ranges=ranges,
+                capacity=lambda: capacity,
             )
         )
     model = load_checkpoint(checkpoint)
     models = contract.subnets(model.config)
     modules = {m.name: subnet_module(model, m.name) for m in models}
+    capacity = Capacity()
+    if TARGETS[target].native or runtime == "tensorrt":
+        capacity = capacity_of(
+            {name: typed(module, precision) for name, module in modules.items()},
+            # The python step answers one photo at a time, without maps.
+            [m for m in models if m.name != "similarity" or similarity != "kernel"],
+            budget=(engines or EngineOptions()).workspace_bytes,
+            max_batch=settings.max_batch_size,
+            reference_side=settings.reference_side,
+            fused_warp=similarity == "plugin",
+            report=progress,
+        )
+    placement = Placement(
+        TARGETS[target],
+        device,
+        accelerator,
+        reference_side=settings.reference_side,
+        capacity=capacity,
+    )
     with staging_folder(repository) as staged:
         if chosen is None:
             measured = candidates(settings, ranges)
@@ -135,7 +154,8 @@ def export_checkpoint(
         progress("comparing with PyTorch")
         limits = {name: r.limits for name, r in runtimes.items()}
         try:
-            figures = check_parity(modules, models, runners, limits=limits)
+            cases = [case.within(capacity.max_references) for case in CASES]
+            figures = check_parity(modules, models, runners, limits=limits, cases=cases)
         except ParityError as error:
             raise ParityError(f"{error}{_CLOSER.get(precision, '')}") from None
         progress(f"publishing into {repository}")

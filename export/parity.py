@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class Case:
     references: int
     photo: tuple[int, int]
     reference: tuple[int, int]
+
+    def within(self, max_references: int) -> Case:
+        """The same with no more references than a repository takes."""
+        return replace(self, references=min(self.references, max_references))
 
 
 CASES = (

@@ -119,6 +119,13 @@ class MixedPrecision(nn.Module):
         return tuple(output.float() for output in outputs)
 
 
+def typed(module: nn.Module, precision: str, *, half_warp: bool = False) -> nn.Module:
+    """A network in the types of a precision; in any but those of `DTYPES`, as it is."""
+    if precision not in DTYPES:
+        return module
+    return MixedPrecision(module, precision, half_warp=half_warp)
+
+
 def _operator(func: Callable[..., Any]) -> str:
     name = getattr(func, "_qualified_op_name", None) or getattr(func, "name", "")
     return str(name() if callable(name) else name).split(".")[0]

@@ -6,20 +6,23 @@ requests are chosen from it here, so that what arrives is what was optimized for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pikfix.export.contract import PHOTO_L, REFERENCE_LAB, RESTORED_L, Model, Tensor
-from pikfix.networks import SIDE_MULTIPLE, WORKING_LIMIT
-from pikfix.photos import DEFAULT_BUCKET_SIDES
+from pikfix.networks import SIDE_MULTIPLE, WORKING_LIMIT, working_size
+from pikfix.photos import GPU_BUCKET_SIDES
 from pikfix.photos.steps import DEFAULT_MAX_REFERENCES
 
 Shape = tuple[int, ...]
 
-_SMALL_LIMIT = 1024
-"""Photos up to this side are batched; larger ones keep a GPU busy one at a time."""
-_COMMON_SIDES = (256, 512)
-"""What a profile is optimized for, and what CUDA graphs are captured for."""
+_COMMON_SIDE = 512
+"""What a profile is optimized for."""
+_GRAPH_SIDE = 1024
+"""CUDA graphs spare launches, which larger photos do not notice."""
+_LONGEST = 2
+"""Longest to shortest side of photos that graphs are captured for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,43 @@ class Profile:
     ranges: dict[str, Range]
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The largest shapes that a network has to take.
+
+    batch: photos in a batch.
+    side: of the network's pictures, in pixels.
+    references: of each photo.
+    """
+
+    batch: int = 8
+    side: int = WORKING_LIMIT
+    references: int = DEFAULT_MAX_REFERENCES
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The largest shapes of each sub-net, by its name."""
+
+    largest: Mapping[str, Largest] = field(
+        default_factory=lambda: {
+            "restore": Largest(1, GPU_BUCKET_SIDES[-1]),
+            "similarity": Largest(),
+            "colorize": Largest(),
+        }
+    )
+
+    @property
+    def max_side(self) -> int:
+        """Of a photo."""
+        return self.largest["restore"].side
+
+    @property
+    def max_references(self) -> int:
+        """Of a photo."""
+        return self.largest["similarity"].references
+
+
 def scale_of(tensor: Tensor) -> int:
     """How many pixels of the working size a position of the tensor spans."""
     if tensor.name.startswith(("warped_", "confidence_")):
@@ -45,55 +85,76 @@ def scale_of(tensor: Tensor) -> int:
     return 1
 
 
-def profiles_of(
-    model: Model,
-    *,
-    max_batch: int,
-    reference_side: int,
-    sides: Sequence[int] = DEFAULT_BUCKET_SIDES,
-) -> tuple[Profile, ...]:
-    """The profiles of a sub-net: one, or for `restore` one for batches and one for large photos.
+def takes_photos(model: Model) -> bool:
+    """Whether a network takes photos of any size, not of the working size."""
+    return model.inputs[0].name in (PHOTO_L.name, RESTORED_L.name)
+
+
+def profile_of(model: Model, largest: Largest, *, reference_side: int) -> Profile:
+    """The profile of a sub-net.
+
+    One, since a batch that a server has merged must fit the profile of each of its photos: with a
+    second one for single large photos, two of those would be an error.
 
     Args:
         model: a sub-net's contract.
-        max_batch: photos in a batch.
+        largest: shapes.
         reference_side: longest side of references.
-        sides: the bucket table, ascending multiples of 32.
 
     Returns:
-        Profiles that together hold every shape the first step produces. The smallest side is 32,
-        which callers of the ensemble `pikfix` may send and an elongated photo's working size has.
+        Ranges that hold every shape the first step produces up to the largest. The smallest side is
+        32, which callers of the ensemble `pikfix` may send and an elongated photo's working size
+        has.
     """
-    if model.inputs[0].name not in (PHOTO_L.name, RESTORED_L.name):
-        return (_profile(model, max_batch, WORKING_LIMIT, _COMMON_SIDES[-1], reference_side),)
-    small = max(side for side in sides if side <= max(_SMALL_LIMIT, sides[0]))
-    found = [_profile(model, max_batch, small, _COMMON_SIDES[0], reference_side)]
-    if sides[-1] > small:
-        common = sides[sides.index(small) + 1]
-        found.append(_profile(model, 1, sides[-1], common, reference_side))
-    return tuple(found)
-
-
-def common_shapes(
-    model: Model, *, reference_side: int, sides: Sequence[int] = DEFAULT_BUCKET_SIDES
-) -> tuple[dict[str, Shape], ...]:
-    """Square photos of common buckets, without the batch dimension: shapes that stay fixed."""
-    return tuple(
-        {tensor.name: _shape(tensor, side, 1, reference_side) for tensor in model.inputs}
-        for side in _COMMON_SIDES
-        if side in sides
-    )
-
-
-def _profile(model: Model, batch: int, largest: int, common: int, reference_side: int) -> Profile:
     ranges = {}
     for tensor in model.inputs:
         ranges[tensor.name] = Range(
             (1, *_shape(tensor, SIDE_MULTIPLE, 1, SIDE_MULTIPLE)),
-            (1, *_shape(tensor, min(common, largest), 1, reference_side)),
-            (batch, *_shape(tensor, largest, DEFAULT_MAX_REFERENCES, reference_side)),
+            (1, *_shape(tensor, min(_COMMON_SIDE, largest.side), 1, reference_side)),
+            (
+                largest.batch,
+                *_shape(tensor, largest.side, largest.references, reference_side),
+            ),
         )
     return Profile(ranges)
+
+
+def common_shapes(
+    model: Model,
+    largest: Largest,
+    *,
+    reference_side: int,
+    sides: Sequence[int] = GPU_BUCKET_SIDES,
+) -> tuple[dict[str, Shape], ...]:
+    """Shapes that photos of usual sizes and aspects have, without the batch dimension.
+
+    Args:
+        model: a sub-net's contract.
+        largest: shapes that the network takes.
+        reference_side: longest side of references; those here are square.
+        sides: the bucket table.
+    """
+    buckets = [
+        (height, width)
+        for height, width in itertools.product(sides, repeat=2)
+        if max(height, width) <= _LONGEST * min(height, width)
+    ]
+    if takes_photos(model):
+        limit = min(_GRAPH_SIDE, largest.side)
+        found = [pair for pair in buckets if max(pair) <= limit]
+    else:
+        found = [working_size(*pair) for pair in buckets]
+    return tuple(
+        {tensor.name: _oblong(tensor, size, reference_side) for tensor in model.inputs}
+        for size in sorted(set(found))
+    )
+
+
+def _oblong(tensor: Tensor, size: tuple[int, int], reference_side: int) -> Shape:
+    *leading, _, _ = _shape(tensor, SIDE_MULTIPLE, 1, reference_side)
+    if tensor.name == REFERENCE_LAB.name:
+        size = (reference_side, reference_side)
+    return (*leading, *(side // scale_of(tensor) for side in size))
 
 
 def _shape(tensor: Tensor, side: int, references: int, reference_side: int) -> Shape:

@@ -7,14 +7,15 @@ steps are the same files on both; what differs is decided here and nowhere else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.contract import Model
-from pikfix.export.profiles import Profile, Shape, common_shapes, profiles_of
-from pikfix.photos import DEFAULT_BUCKET_SIDES
+from pikfix.export.profiles import Capacity, Profile, Shape, common_shapes, profile_of
+from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 TargetName = Literal["embedded", "ngc"]
@@ -58,6 +59,12 @@ ignore these (onnxruntime_backend, src/onnxruntime.cc); a config must not promis
 GPU_SLOT = "GPU_SLOT"
 """Resource that the networks share on each GPU, where the server runs with --rate-limit."""
 
+_HEURISTIC, _AS_REQUESTED = "1", "1"
+"""As onnxruntime_backend numbers them: OrtCudnnConvAlgoSearchHeuristic, kSameAsRequested."""
+
+_GRAPH_BATCHES = (1, 2, 4, 8)
+"""Batches that CUDA graphs are captured for; others run without."""
+
 _PRIORITIES = {"colorize": 1, "similarity": 2, "restore": 3}
 """1 goes first: a photo that is nearly done holds the most memory."""
 
@@ -67,8 +74,8 @@ version, and both are in the cache's key. That is not true of an ensemble, whose
 change with its steps', nor of decode_photo, which reads a library and the clock. `restore` is the
 heaviest step, and its input does not change when a photo is tried with another reference."""
 
-NATIVE_MAX_SIDE = DEFAULT_BUCKET_SIDES[-1]
-"""Native backends do not tile: the largest photo is the largest bucket."""
+_CACHE = "/tmp"
+"""Where onnxruntime keeps the engines that it builds. It creates the last folder of a path only."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,15 @@ class Placement:
     device: "cpu" or "cuda".
     accelerator: what native onnxruntime runs on a GPU: its own CUDA kernels, or TensorRT engines
         that it builds when shapes first arrive.
-    max_batch: largest batch.
     reference_side: longest side of references.
+    capacity: the largest shapes that native backends, which do not tile, have memory for.
     """
 
     target: Target = EMBEDDED
     device: str = "cpu"
     accelerator: Accelerator = "cuda"
-    max_batch: int = 8
     reference_side: int = DEFAULT_REFERENCE_SIDE
+    capacity: Capacity = field(default_factory=Capacity)
 
     def adapt_subnet(self, model: Model, message: pb.ModelConfig) -> None:
         """Fit a sub-net's config, as its runtime has written it, to the server."""
@@ -96,10 +103,12 @@ class Placement:
         for name in EMBEDDED_PARAMETERS:
             message.parameters.pop(name, None)
         self._instances(model, message)
-        if model.name in _CACHED:
-            message.response_cache.enable = True
         if self.device != "cuda":
+            # Triton's cache refuses buffers on a GPU, with an error in its log for each photo.
+            message.response_cache.enable = model.name in _CACHED
             return
+        if message.max_batch_size:  # 0: its backend merges nothing
+            message.max_batch_size = self.capacity.largest[model.name].batch
         if message.backend == "onnxruntime":
             self._onnxruntime(model, message)
         elif message.backend == "tensorrt":
@@ -120,11 +129,32 @@ class Placement:
     @property
     def max_side(self) -> int | None:
         """The longest side of a photo that the networks can take on this server."""
-        return NATIVE_MAX_SIDE if self.target.native else None
+        return self.capacity.max_side if self.target.native else None
 
-    def profiles(self, model: Model) -> tuple[Profile, ...]:
+    @property
+    def max_references(self) -> int | None:
+        """The most references of a photo that the networks can take on this server."""
+        return self.capacity.max_references if self.target.native else None
+
+    @property
+    def file_instances(self) -> int:
+        """How many photos are decoded, and how many encoded, at a time.
+
+        Beside networks on the same CPU, two use two cores while those of another photo run. Beside
+        a GPU the cores have nothing else to do, and 10 ms a photo and core would be its limit:
+        then there are as many as this machine has cores, which should be the one that serves.
+        """
+        return max(2, os.cpu_count() or 2) if self.device == "cuda" else 2
+
+    @property
+    def bucket_sides(self) -> tuple[int, ...]:
+        """What sides photos are padded to."""
+        return GPU_BUCKET_SIDES if self.device == "cuda" else DEFAULT_BUCKET_SIDES
+
+    def profile(self, model: Model) -> Profile:
         """The shapes that a sub-net is optimized for."""
-        return profiles_of(model, max_batch=self.max_batch, reference_side=self.reference_side)
+        largest = self.capacity.largest[model.name]
+        return profile_of(model, largest, reference_side=self.reference_side)
 
     def _instances(self, model: Model, message: pb.ModelConfig) -> None:
         del message.instance_group[:]
@@ -138,41 +168,40 @@ class Placement:
 
     def _onnxruntime(self, model: Model, message: pb.ModelConfig) -> None:
         accelerators = message.optimization.execution_accelerators.gpu_execution_accelerator
-        profiles = self.profiles(model)
-        # It takes one profile (microsoft/onnxruntime#23965), whose largest shape it holds memory
-        # for; `restore` has two because a batch of the largest photos fits no GPU.
-        if self.accelerator == "tensorrt" and len(profiles) == 1:
+        if self.accelerator == "tensorrt":
             engine = accelerators.add(name="tensorrt")
+            profile = self.profile(model)
             parameters = {
                 "precision_mode": "FP32",
                 "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": f"/tmp/pikfix-tensorrt/{model.name}",
+                "trt_engine_cache_path": f"{_CACHE}/pikfix-tensorrt-{model.name}",
                 "trt_timing_cache_enable": "1",
-                "trt_timing_cache_path": "/tmp/pikfix-tensorrt",
-                "trt_profile_min_shapes": _shapes(profiles[0], "smallest"),
-                "trt_profile_opt_shapes": _shapes(profiles[0], "common"),
-                "trt_profile_max_shapes": _shapes(profiles[0], "largest"),
+                "trt_timing_cache_path": f"{_CACHE}/pikfix-tensorrt-{model.name}",
+                "trt_profile_min_shapes": _shapes(profile, "smallest"),
+                "trt_profile_opt_shapes": _shapes(profile, "common"),
+                "trt_profile_max_shapes": _shapes(profile, "largest"),
             }
             for name, value in parameters.items():
                 engine.parameters[name] = value
-        cuda = accelerators.add(name="cuda")
+        accelerators.add(name="cuda")
+        # The backend resets what is set under the accelerator to what these say, by number.
         # Shapes vary: a search for the best convolution at each new one would take seconds.
-        cuda.parameters["cudnn_conv_algo_search"] = "HEURISTIC"
+        message.parameters["cudnn_conv_algo_search"].string_value = _HEURISTIC
         # Doubling the arena for one large photo would hold the memory for good.
-        cuda.parameters["arena_extend_strategy"] = "kSameAsRequested"
+        message.parameters["arena_extend_strategy"].string_value = _AS_REQUESTED
 
     def _tensorrt(self, model: Model, message: pb.ModelConfig) -> None:
-        profiles = self.profiles(model)
-        if len(profiles) > 1:
-            message.instance_group[0].profile.extend(str(i) for i in range(len(profiles)))
         cuda = message.optimization.cuda
         cuda.output_copy_stream = True
         # One spec per shape without a lower bound: a graph is captured for exactly that shape.
         cuda.graphs = True
-        for shapes in common_shapes(model, reference_side=self.reference_side):
-            spec = cuda.graph_spec.add(batch_size=1)
-            for name, shape in shapes.items():
-                spec.input[name].dim.extend(shape)
+        largest = self.capacity.largest[model.name]
+        batches = [size for size in _GRAPH_BATCHES if size <= largest.batch]
+        for shapes in common_shapes(model, largest, reference_side=self.reference_side):
+            for batch in batches:
+                spec = cuda.graph_spec.add(batch_size=batch)
+                for name, shape in shapes.items():
+                    spec.input[name].dim.extend(shape)
 
 
 def _shapes(profile: Profile, end: str) -> str:

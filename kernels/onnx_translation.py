@@ -2,7 +2,8 @@
 
 The table is chosen by the runtime that will execute the graph: on a CPU the N x M map is made and
 used in blocks of queries, which stay in the caches and keep memory linear; a GPU has the products
-over the whole map, or may fuse the standard ``Attention`` operator.
+over the whole map. ONNX Runtime's GPU providers may fuse the standard ``Attention`` operator;
+TensorRT's takes neither a softmax in float32 nor values of another width than the keys.
 """
 
 # Translations have the operators' own parameters.
@@ -256,7 +257,7 @@ def translation_table(runtime: str) -> TranslationTable:
 
     Args:
         runtime: "onnxruntime" (CPU provider), "onnxruntime-cuda" (CUDA and TensorRT provider),
-            "onnxruntime-gpu" or "tensorrt". The last two use ``Attention`` and need
+            "onnxruntime-gpu", which gets ``Attention``, or "tensorrt". Each needs
             ``opset_version=OPSETS[runtime]``.
 
     Returns:
@@ -268,7 +269,8 @@ def translation_table(runtime: str) -> TranslationTable:
     """
     if runtime not in OPSETS:
         raise ValueError(f"runtime must be one of {sorted(OPSETS)}; got {runtime!r}")
-    warp = {"onnxruntime": _in_blocks, "onnxruntime-cuda": _matmul_chain}.get(runtime, _attention)
+    warps = {"onnxruntime": _in_blocks, "onnxruntime-gpu": _attention}
+    warp = warps.get(runtime, _matmul_chain)
     histogram = _sphist_one_by_one if runtime == "onnxruntime" else _sphist
     operators = torch.ops.pikfix
     return {

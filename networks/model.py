@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pikfix.networks.colorization import Colorization
 from pikfix.networks.config import PikFixConfig
 from pikfix.networks.restoration import Restoration
 from pikfix.networks.similarity import Similarity
+from pikfix.networks.sizes import resize_antialiased
 
 SIDE_MULTIPLE = 32
 """Working sizes and reference sides are multiples of this: five halvings."""
@@ -58,13 +58,7 @@ def working_size(height: int, width: int, limit: int = WORKING_LIMIT) -> tuple[i
 def to_working(luminance: Tensor, limit: int = WORKING_LIMIT) -> Tensor:
     """Resize `[B, 1, H, W]` to its working size, bilinearly and antialiased."""
     height, width = luminance.shape[-2:]
-    return F.interpolate(
-        luminance,
-        size=working_size(height, width, limit),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
-    )
+    return resize_antialiased(luminance, working_size(height, width, limit))
 
 
 class PikFix(nn.Module):

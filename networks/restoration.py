@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pikfix.networks.blocks import ResidualDenseBlock, he_initialise
 from pikfix.networks.config import PikFixConfig
+from pikfix.networks.sizes import pad_to_multiple
 from pikfix.networks.tone import Tone, apply_tone
 
 
@@ -111,8 +112,7 @@ class Restoration(nn.Module):
     def change(self, photo_l: Tensor) -> Tensor:
         """What the levels add to the photos; `[B, 1, H, W]`."""
         height, width = photo_l.shape[-2:]
-        factor = max(self.factors)
-        padded = F.pad(photo_l, (0, -width % factor, 0, -height % factor), mode="replicate")
+        padded = pad_to_multiple(photo_l, max(self.factors))
         outputs = []
         for scale, level in zip(self.factors, self.levels, strict=True):
             if scale == 1:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pikfix.networks.sizes import pad_to_multiple
+
 DEGREE = 3
 """Of the correction, a polynomial in luminance: exposure, contrast, gamma, and the shoulder."""
 
@@ -64,9 +66,7 @@ class Tone(nn.Module):
             photo_l: as they came.
             mended_l: with their defects removed.
         """
-        pictures = torch.cat((photo_l, mended_l), dim=1)
-        height, width = pictures.shape[-2:]
-        pictures = F.pad(pictures, (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+        pictures = pad_to_multiple(torch.cat((photo_l, mended_l), dim=1), _CELL)
         fours = F.avg_pool2d(pictures, _DENOISE)
         cell = _CELL // _DENOISE
         least, greatest = -F.max_pool2d(-fours, cell), F.max_pool2d(fours, cell)

@@ -26,6 +26,7 @@ from pikfix.photos.files import (
 )
 from pikfix.photos.padding import (
     DEFAULT_BUCKET_SIDES,
+    GPU_BUCKET_SIDES,
     bucket_shape,
     check_bucket_sides,
     crop,
@@ -36,6 +37,7 @@ from pikfix.photos.tint import Tint, has_colours, tint_of
 __all__ = [
     "DEFAULT_BUCKET_SIDES",
     "DEFAULT_MAX_PIXELS",
+    "GPU_BUCKET_SIDES",
     "ChromaPlanes",
     "ErrorCode",
     "Photo",

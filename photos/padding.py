@@ -15,6 +15,12 @@ DEFAULT_BUCKET_SIDES = (
     *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096),
 )
 
+# Half as many: a GPU computes a padded photo in no time that anybody sees, but works best on
+# batches of one shape and on shapes that it has a CUDA graph for. Photos of usual aspects with a
+# long side of 200 to 1024 pixels get 19 shapes instead of 35, for 7 % more area (800 to 4096: 25
+# instead of 74, for 19 % more); on a CPU that would be time.
+GPU_BUCKET_SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+
 
 def check_bucket_sides(sides: Sequence[int]) -> tuple[int, ...]:
     """Return the table sorted, without duplicates.

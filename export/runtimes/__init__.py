@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pikfix.export.calibration import RangesByStep
 from pikfix.export.configs import ServingSettings
 from pikfix.export.errors import ExportError
+from pikfix.export.profiles import Capacity
 from pikfix.export.runtimes.base import Choice, Runtime
 from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
 from pikfix.kernels import cpu
@@ -24,6 +25,7 @@ class Request:
     report: called with lines of progress.
     native: whether the server has NVIDIA's own backends.
     ranges: gives the activation ranges that int8 needs, by sub-net.
+    capacity: gives the largest shapes that engines are built for.
     """
 
     choice: Choice
@@ -33,6 +35,7 @@ class Request:
     report: Callable[[str], None] = lambda line: None
     native: bool = False
     ranges: Callable[[], RangesByStep] = dict
+    capacity: Callable[[], Capacity] = Capacity
 
 
 Factory = Callable[[Request], Runtime]
@@ -78,6 +81,7 @@ def _tensorrt(request: Request) -> Runtime:
         request.choice.precision,
         options=request.engines,
         warp_plugin=request.warp_plugin,
+        capacity=request.capacity,
         report=request.report,
     )
 

@@ -30,7 +30,8 @@ class EngineOptions:
     hardware_compatible: any GPU from Ampere on may load it, at some cost in speed; otherwise only
         GPUs of the kind that built it.
     optimization_level: 0 to 5; more levels try more kernels.
-    workspace_bytes: that the builder may use for one layer.
+    workspace_bytes: that the activations of one network may take; the largest shapes follow from
+        it, and whatever runs them, see `pikfix.export.capacity`.
     timing_cache: measurements of earlier builds, read and written; None keeps none.
     """
 
@@ -38,5 +39,5 @@ class EngineOptions:
     version_compatible: bool = True
     hardware_compatible: bool = False
     optimization_level: int = 3
-    workspace_bytes: int = 4 << 30
+    workspace_bytes: int = 8 << 30
     timing_cache: Path | None = None

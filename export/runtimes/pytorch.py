@@ -11,6 +11,7 @@ AVX512-BF16, weights frozen): 100 s to compile, and 11 dB from float32 where bfl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from pikfix.export.configs import ServingSettings, set_network_parameters, set_p
 from pikfix.export.contract import SUBNETS, Model, subnets
 from pikfix.export.errors import ExportError
 from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
-from pikfix.export.profiles import common_shapes
+from pikfix.export.profiles import Largest, common_shapes
 from pikfix.export.subnets import run_subnet
 from pikfix.kernels import cpu
 from pikfix.networks import PikFixConfig, to_working
@@ -39,6 +40,9 @@ MODEL_FILE = "model.safetensors"
 INSTANCES = 2
 """Of a sub-net, on the cores that all share: one answered a fifth fewer photos, and a lone request
 no sooner; three runs of two lay further apart than that (benchmarks/results/tuning.md)."""
+
+_WARM_SIDES = (256, 512)
+"""Of the square photos that a GPU is warmed up with."""
 
 _NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 
@@ -169,7 +173,13 @@ class PyTorch:
             set_parameter(config, "tile_pixels", GPU_TILE_PIXELS)
         # Kernels are compiled and graphs recorded before a client waits: a shape is recorded the
         # second time it comes.
-        for shapes in common_shapes(model, reference_side=self._settings.reference_side):
+        warmed = [
+            common_shapes(
+                model, Largest(), reference_side=self._settings.reference_side, sides=(side,)
+            )
+            for side in _WARM_SIDES
+        ]
+        for shapes in itertools.chain.from_iterable(warmed):
             for batch in (1, self._settings.max_batch_size):
                 warmup = config.model_warmup.add(batch_size=batch, count=2)
                 for tensor in model.inputs:

@@ -22,10 +22,11 @@ from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
 from pikfix.export.onnx import export_onnx
 from pikfix.export.parity import Limits, Runner
-from pikfix.export.precision import MixedPrecision
-from pikfix.export.profiles import Profile, profiles_of
+from pikfix.export.precision import typed
+from pikfix.export.profiles import Capacity, Profile, profile_of
 from pikfix.export.runtimes.engines import INSTALL, EngineOptions
 from pikfix.export.runtimes.programs import trace_by_name
+from pikfix.export.runtimes.tensorrt_lint import refusals
 from pikfix.photos import write_atomically
 
 ENGINE_FILE = "model.plan"
@@ -49,6 +50,7 @@ class TensorRTRuntime:
         precision: "fp32", "fp16" or "bf16".
         options: how engines are built.
         warp_plugin: run the correlation warp's own kernel inside the engine of `similarity`.
+        capacity: gives the largest shapes.
         report: called with lines of progress.
 
     Raises:
@@ -64,12 +66,14 @@ class TensorRTRuntime:
         *,
         options: EngineOptions | None = None,
         warp_plugin: bool = False,
+        capacity: Callable[[], Capacity] = Capacity,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._settings = settings
         self._precision = precision
         self._options = options or EngineOptions()
         self._plugin = warp_plugin
+        self._capacity = capacity
         self._report = report
         self.limits = LIMITS[precision]
         self._tensorrt = _load("tensorrt_api", "tensorrt")
@@ -80,6 +84,7 @@ class TensorRTRuntime:
 
     def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
         """Write model.plan, and beside it the model.onnx that it was built from, if any."""
+        self._report(f"{model.name}: {self._needs(model)}")
         plan = folder / ENGINE_FILE
         write_atomically(plan, self._build(module, model, folder))
         names = [tensor.name for tensor in model.outputs]
@@ -102,31 +107,37 @@ class TensorRTRuntime:
             versions["torch-tensorrt"] = _version("torch-tensorrt")
         return versions
 
-    def _profiles(self, model: Model) -> tuple[Profile, ...]:
-        return profiles_of(
-            model,
-            max_batch=self._settings.max_batch_size,
-            reference_side=self._settings.reference_side,
-        )
+    def _profile(self, model: Model) -> Profile:
+        largest = self._capacity().largest[model.name]
+        return profile_of(model, largest, reference_side=self._settings.reference_side)
+
+    def _needs(self, model: Model) -> str:
+        """What has to be in the container that serves the engine."""
+        built = f"TensorRT {self._tensorrt.version()}"
+        if self._options.version_compatible and not self._warps(model):
+            return (
+                f"an engine for {built} or newer, with "
+                "--backend-config=tensorrt,version-compatible=true"
+            )
+        return f"an engine for a container with exactly {built}"
 
     def _warps(self, model: Model) -> bool:
         return self._plugin and model.name == "similarity"
 
     def _through_torch(self, model: Model) -> bool:
-        # torch-tensorrt takes one profile; the plugin is an operator of PyTorch's, not of ONNX.
-        one = len(self._profiles(model)) == 1
-        return one and (self._options.builder == "torch" or self._warps(model))
+        # The plugin is an operator of PyTorch's, not of ONNX.
+        return self._options.builder == "torch" or self._warps(model)
 
     def _build(self, module: nn.Module, model: Model, folder: Path) -> bytes:
         """The engine of a sub-net, by whichever way its kind takes."""
-        typed = module
-        if self._precision != "fp32":
-            typed = MixedPrecision(module, self._precision, half_warp=self._warps(model))
+        network = typed(module, self._precision, half_warp=self._warps(model))
         if not self._through_torch(model):
-            export_onnx(typed, model, folder / ONNX_FILE, runtime="tensorrt")
+            export_onnx(network, model, folder / ONNX_FILE, runtime="tensorrt")
+            if refused := refusals(folder / ONNX_FILE):
+                raise ExportError(f"{model.name}: TensorRT takes no such graph: {refused[0]}")
             engine: bytes = self._tensorrt.build_from_onnx(
                 folder / ONNX_FILE,
-                self._profiles(model),
+                [self._profile(model)],
                 self._options,
                 name=model.name,
                 report=self._report,
@@ -134,15 +145,13 @@ class TensorRTRuntime:
             return engine
         torch_tensorrt = _load("torch_tensorrt_api", "torch_tensorrt")
         options = self._options
-        program = trace_by_name(typed, model, keep_warp=self._warps(model), device="cuda")
+        program = trace_by_name(network, model, keep_warp=self._warps(model), device="cuda")
         if self._warps(model):
             plugin = _load("tensorrt_plugin", "torch_tensorrt")
             program, options = plugin.prepare(program, options)
         self._report(f"{model.name}: building through torch-tensorrt")
         try:
-            built: bytes = torch_tensorrt.build_from_program(
-                program, self._profiles(model)[0], options
-            )
+            built: bytes = torch_tensorrt.build_from_program(program, self._profile(model), options)
         except RuntimeError as error:
             raise ExportError(
                 f"{model.name}: torch-tensorrt built no engine ({_first_line(error)}): "

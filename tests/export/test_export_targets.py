@@ -12,20 +12,19 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export import Manifest, contract, read_manifest
 from pikfix.export.configs import ServingSettings, build_configs, render, set_parameter
 from pikfix.export.contract import Model
-from pikfix.export.profiles import common_shapes, profiles_of
+from pikfix.export.profiles import Capacity, Largest, profile_of
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 from pikfix.export.targets import (
     EMBEDDED,
     EMBEDDED_PARAMETERS,
     GPU_SLOT,
-    NATIVE_MAX_SIDE,
     NGC,
     TARGETS,
     Placement,
 )
 from pikfix.networks import PRESETS, working_size
-from pikfix.photos import bucket_shape
+from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES, bucket_shape
 
 CONFIG = PRESETS["compact"]
 SUBNETS = {model.name: model for model in contract.subnets(CONFIG)}
@@ -124,62 +123,98 @@ def test_only_a_pure_and_versioned_step_is_cached() -> None:
         cached = {
             n for n, c in configs(target, "onnxruntime", device).items() if c.response_cache.enable
         }
-        assert cached == ({"restore"} if target == "ngc" else set())
+        # Triton's cache refuses buffers on a GPU, and says so for each photo.
+        assert cached == ({"restore"} if (target, device) == ("ngc", "cpu") else set())
 
 
-def test_the_container_refuses_photos_that_no_engine_holds() -> None:
-    parameters = configs("ngc", "tensorrt", "cuda")["decode_photo"].parameters
-    assert int(parameters["max_side"].string_value) == NATIVE_MAX_SIDE
-    for model in SUBNETS.values():
-        for profile in profiles_of(model, max_batch=8, reference_side=256)[-1:]:
-            height, width = working_size(*bucket_shape(NATIVE_MAX_SIDE, NATIVE_MAX_SIDE))
-            if model.name == "restore":
-                height = width = NATIVE_MAX_SIDE
-            assert profile.ranges[model.inputs[0].name].largest[-2:] == (height, width)
-    parameters = configs("embedded", "onnxruntime", "cuda")["decode_photo"].parameters
-    assert "max_side" not in parameters
-    assert int(parameters["max_pixels"].string_value) == ServingSettings().max_pixels
+SMALL = Capacity(
+    {"restore": Largest(1, 2048), "similarity": Largest(1, references=3), "colorize": Largest(4)}
+)
+
+
+def test_the_container_refuses_what_no_memory_holds() -> None:
+    chosen = dict.fromkeys(contract.SUBNETS, RUNTIMES["tensorrt"])
+    placement = Placement(TARGETS["ngc"], "cuda", capacity=SMALL)
+    written = build_configs(CONFIG, chosen, placement=placement)
+    parameters = written["decode_photo"].parameters
+    assert parameters["max_side"].string_value == "2048"
+    assert parameters["max_references"].string_value == "3"
+    batches = {name: written[name].max_batch_size for name in written}
+    assert (batches["restore"], batches["similarity"], batches["colorize"]) == (1, 1, 4)
+    # A request with more photos than a step takes would fail in the middle.
+    assert (batches["pikfix"], batches["pikfix_photo"]) == (1, 1)
+    largest = placement.profile(SUBNETS["similarity"]).ranges
+    assert largest["reference_lab"].largest == (1, 3, 3, 512, 512)
+    embedded = configs("embedded", "onnxruntime", "cuda")["decode_photo"].parameters
+    assert not {"max_side", "max_references"} & set(embedded)
+    assert int(embedded["max_pixels"].string_value) == ServingSettings().max_pixels
 
 
 @pytest.mark.parametrize("name", contract.SUBNETS)
-def test_cuda_graphs_are_captured_for_exact_shapes_inside_a_profile(name: str) -> None:
+def test_cuda_graphs_are_captured_for_the_buckets_of_usual_photos(name: str) -> None:
     config = configs("ngc", "tensorrt", "cuda")[name]
-    profiles = profiles_of(SUBNETS[name], max_batch=8, reference_side=256)
+    largest = Capacity().largest[name]
+    profile = profile_of(SUBNETS[name], largest, reference_side=256)
     assert config.optimization.cuda.graphs
-    assert len(config.optimization.cuda.graph_spec) == 2
+    captured = set()
     for spec in config.optimization.cuda.graph_spec:
         assert not spec.HasField("graph_lower_bound")  # a lower bound would admit other shapes
         assert set(spec.input) == {tensor.name for tensor in config.input}
-        assert any(
-            all(
-                low <= size <= high
-                for tensor, ranges in profile.ranges.items()
-                for low, size, high in zip(
-                    ranges.smallest[1:], spec.input[tensor].dim, ranges.largest[1:], strict=True
-                )
-            )
-            for profile in profiles
-        )
-    assert list(config.instance_group[0].profile) == (["0", "1"] if name == "restore" else [])
+        assert spec.batch_size <= config.max_batch_size
+        for tensor, ranges in profile.ranges.items():
+            dims = spec.input[tensor].dim
+            for low, size, high in zip(ranges.smallest[1:], dims, ranges.largest[1:], strict=True):
+                assert low <= size <= high
+        captured.add((spec.batch_size, *spec.input[config.input[0].name].dim[-2:]))
+    for size in ((400, 500), (500, 380), (250, 250), (768, 1024), (900, 700)):
+        padded = bucket_shape(*size, GPU_BUCKET_SIDES)
+        shape = padded if name == "restore" else working_size(*padded)
+        for batch in {1, 4} & set(range(largest.batch + 1)):
+            assert (batch, *shape) in captured
+    assert len(captured) == len(config.optimization.cuda.graph_spec) <= 80
+    assert not config.instance_group[0].profile
 
 
-def test_onnx_runs_on_tensorrt_where_one_profile_holds_every_shape() -> None:
+def test_onnx_runs_on_tensorrt_with_the_shapes_that_arrive() -> None:
     written = configs("ngc", "onnxruntime", "cuda", "tensorrt")
     for name in contract.SUBNETS:
         listed = written[name].optimization.execution_accelerators.gpu_execution_accelerator
-        engines = ["tensorrt"] if name != "restore" else []
-        assert [a.name for a in listed] == [*engines, "cuda"]
-        if engines:
-            largest = listed[0].parameters["trt_profile_max_shapes"].split(",")
-            shapes = {t: tuple(map(int, s.split("x"))) for t, s in (v.split(":") for v in largest)}
-            assert set(shapes) == {tensor.name for tensor in written[name].input}
-            assert shapes["working_l"] == (8, 1, 512, 512)
+        assert [a.name for a in listed] == ["tensorrt", "cuda"]
+        largest = listed[0].parameters["trt_profile_max_shapes"].split(",")
+        shapes = {t: tuple(map(int, s.split("x"))) for t, s in (v.split(":") for v in largest)}
+        assert set(shapes) == {tensor.name for tensor in written[name].input}
+        first = written[name].input[0].name
+        assert shapes[first][0] == written[name].max_batch_size
+        # The provider creates one folder, not its parents.
+        for key in ("trt_engine_cache_path", "trt_timing_cache_path"):
+            assert Path(listed[0].parameters[key]).parent == Path("/tmp")
     plain = configs("ngc", "onnxruntime", "cuda")
-    assert all(
-        [a.name for a in plain[n].optimization.execution_accelerators.gpu_execution_accelerator]
-        == ["cuda"]
-        for n in contract.SUBNETS
-    )
+    for name in contract.SUBNETS:
+        listed = plain[name].optimization.execution_accelerators.gpu_execution_accelerator
+        assert [a.name for a in listed] == ["cuda"]
+        # What is set under the accelerator, the backend resets to these.
+        assert not listed[0].parameters
+        for key in ("cudnn_conv_algo_search", "arena_extend_strategy"):
+            assert plain[name].parameters[key].string_value == "1"
+
+
+def test_a_gpu_gets_fewer_buckets_and_a_cpu_no_more_padding() -> None:
+    for device, sides in (("cpu", DEFAULT_BUCKET_SIDES), ("cuda", GPU_BUCKET_SIDES)):
+        parameters = configs("ngc", "onnxruntime", device)["decode_photo"].parameters
+        assert parameters["bucket_sides"].string_value == ",".join(map(str, sides))
+    assert len(GPU_BUCKET_SIDES) ** 2 < len(DEFAULT_BUCKET_SIDES) ** 2 / 3
+    assert set(GPU_BUCKET_SIDES) <= set(DEFAULT_BUCKET_SIDES)
+
+
+def test_beside_a_gpu_every_core_decodes_and_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for device, count in (("cpu", 2), ("cuda", 16)):
+        for name in contract.PYTHON_STEPS:
+            assert configs("ngc", "tensorrt", device)[name].instance_group[0].count == count
+    chosen = dict.fromkeys(contract.SUBNETS, RUNTIMES["onnxruntime"])
+    settings = ServingSettings(file_instances=5)
+    written = build_configs(CONFIG, chosen, settings, Placement(TARGETS["ngc"], "cuda"))
+    assert written["decode_photo"].instance_group[0].count == 5
 
 
 SIDES = (1, 31, 200, 300, 777, 1024, 1025, 2000, 4096)
@@ -187,28 +222,22 @@ SIDES = (1, 31, 200, 300, 777, 1024, 1025, 2000, 4096)
 
 @pytest.mark.parametrize(("height", "width"), list(itertools.product(SIDES, SIDES)))
 def test_every_photo_the_first_step_pads_fits_a_profile(height: int, width: int) -> None:
-    shape = bucket_shape(height, width)
+    shape = bucket_shape(height, width, GPU_BUCKET_SIDES)
     working = working_size(*shape)
     for name, sides in (("restore", shape), ("colorize", working), ("similarity", working)):
         model = SUBNETS[name]
-        tensor = model.inputs[0].name
-        assert any(
-            all(
-                low <= side <= high
-                for low, side, high in zip(
-                    p.ranges[tensor].smallest[2:], sides, p.ranges[tensor].largest[2:], strict=True
-                )
-            )
-            for p in profiles_of(model, max_batch=8, reference_side=256)
+        profile = profile_of(model, Capacity().largest[name], reference_side=256)
+        ranges = profile.ranges[model.inputs[0].name]
+        assert all(
+            low <= side <= high
+            for low, side, high in zip(ranges.smallest[2:], sides, ranges.largest[2:], strict=True)
         )
 
 
-def test_profiles_follow_another_bucket_table() -> None:
-    profiles = profiles_of(SUBNETS["restore"], max_batch=4, reference_side=256, sides=(64, 96))
-    (only,) = profiles
-    assert only.ranges["photo_l"].largest == (4, 1, 96, 96)
-    assert common_shapes(SUBNETS["restore"], reference_side=256, sides=(64, 96)) == ()
-    maps = profiles_of(SUBNETS["colorize"], max_batch=4, reference_side=256)[0].ranges
+def test_profiles_follow_the_largest_shapes() -> None:
+    ranges = profile_of(SUBNETS["restore"], Largest(4, 96), reference_side=256).ranges
+    assert ranges["photo_l"].largest == (4, 1, 96, 96)
+    maps = profile_of(SUBNETS["colorize"], Largest(4), reference_side=256).ranges
     assert maps["warped_4"].largest == (4, CONFIG.warped_channels, 16, 16)
     assert maps["confidence_1"].smallest == (1, 1, 8, 8)
 

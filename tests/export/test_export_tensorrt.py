@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export import ExportError, Manifest, ParityError, contract, export_checkpoint
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.parity import Arrays
-from pikfix.export.profiles import profiles_of
+from pikfix.export.profiles import Capacity, profile_of
 from pikfix.export.runtimes import tensorrt as runtime_module
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.onnxruntime import onnx_runner
@@ -205,7 +205,7 @@ def build(recorder: Recorder, folder: Path, name: str = "restore", **options: An
     (spec,) = (m for m in contract.subnets(PRESETS["compact"]) if m.name == name)
     file = folder / "model.onnx"
     file.write_bytes(b"a graph")
-    profiles = profiles_of(spec, max_batch=8, reference_side=256)
+    profiles = [profile_of(spec, Capacity().largest[name], reference_side=256)]
     built = api.build_from_onnx(
         file, profiles, EngineOptions(**options), name=name, report=lines.append
     )
@@ -223,7 +223,7 @@ def test_networks_are_strongly_typed_and_flags_are_those_asked_for(
     settings = dict(recorder.of("set"))
     assert settings["hardware_compatibility_level"] == "HardwareCompatibilityLevel.AMPERE_PLUS"
     assert settings["builder_optimization_level"] == 4
-    assert recorder.of("pool") == [("MemoryPoolType.WORKSPACE", 4 << 30)]
+    assert recorder.of("pool") == [("MemoryPoolType.WORKSPACE", 8 << 30)]
     kinds = [call[0] for call in recorder.calls]
     assert kinds.index("parse") < kinds.index("profile") < kinds.index("build")
     assert lines == ["restore: Building, 2 steps", "restore: Building 1/2"]
@@ -236,8 +236,7 @@ def test_networks_are_strongly_typed_and_flags_are_those_asked_for(
 def test_profiles_are_those_of_the_bucket_table(recorder: Recorder, tmp_path: Path) -> None:
     build(recorder, tmp_path)
     assert recorder.of("profile") == [
-        ({"photo_l": ((1, 1, 32, 32), (1, 1, 256, 256), (8, 1, 1024, 1024))},),
-        ({"photo_l": ((1, 1, 32, 32), (1, 1, 1280, 1280), (1, 1, 4096, 4096))},),
+        ({"photo_l": ((1, 1, 32, 32), (1, 1, 512, 512), (1, 1, 4096, 4096))},),
     ]
     recorder.calls.clear()
     build(recorder, tmp_path, "similarity")
@@ -336,9 +335,7 @@ def test_engines_through_torch_tensorrt_are_mapped_by_the_ensemble(
         ServingSettings(), "fp16", options=EngineOptions(builder="torch")
     )
     configs = build_configs(config, dict.fromkeys(contract.SUBNETS, runtime))
-    # `restore` has two profiles, of which torch-tensorrt takes one: it keeps the ONNX parser.
-    assert [o.name for o in configs["restore"].output] == ["restored_l", "working_l"]
-    for name in ("similarity", "colorize"):
+    for name in contract.SUBNETS:
         spec = next(m for m in contract.subnets(config) if m.name == name)
         outputs = [o.name for o in configs[name].output]
         assert outputs == [f"output{i}" for i in range(len(spec.outputs))]
