@@ -21,8 +21,10 @@ from pikfix.export import ExportError, Manifest, ParityError, contract, export_c
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.parity import Arrays
 from pikfix.export.profiles import Capacity, profile_of
+from pikfix.export.runtimes import kernel_step
 from pikfix.export.runtimes import tensorrt as runtime_module
 from pikfix.export.runtimes.engines import EngineOptions
+from pikfix.export.runtimes.kernel_step import checkpoint_runner
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.networks import PRESETS, load_checkpoint
 
@@ -279,6 +281,12 @@ def exported_onnx(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, exported:
         path.write_bytes((source / model.name / "1" / "model.onnx").read_bytes())
 
     monkeypatch.setattr(runtime_module, "export_onnx", copied)
+    # The python step of similarity is checked where it can run: the GPU here is a stand-in.
+    monkeypatch.setattr(
+        kernel_step,
+        "checkpoint_runner",
+        lambda path, model, precision, _device: checkpoint_runner(path, model, precision, "cpu"),
+    )
     return source
 
 
