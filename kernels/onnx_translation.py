@@ -8,6 +8,8 @@ TensorRT's takes neither a softmax in float32 nor values of another width than t
 
 # Translations have the operators' own parameters.
 # ruff: noqa: PLR0917
+# The bodies of `Scan` are onnxscript, a language of its own in Python's clothes.
+# mypy: disable-error-code="type-arg,misc,arg-type,no-any-return,type-var"
 
 from __future__ import annotations
 
