@@ -41,8 +41,8 @@ install: $(VENV)/.dev ## Create .venv with everything for development
 export: $(REPOSITORY)/manifest.json ## Export the shipped checkpoint into model_repository
 
 .PHONY: demo
-demo: $(REPOSITORY)/manifest.json ## Restore a damaged sample photo through a real Triton server
-	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY) --checkpoint $(CHECKPOINT) -o demo
+demo: $(VENV)/.demo ## Restore a damaged sample photo through a real Triton server
+	$(BIN)/python examples/demo.py --checkpoint $(CHECKPOINT) -o demo
 
 .PHONY: serve
 serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback

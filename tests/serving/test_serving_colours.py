@@ -33,7 +33,7 @@ def test_the_red_motorcycle_becomes_red(tmp_path: Path) -> None:
     damaged = degrade(grey, np.random.default_rng(demo["SEED"]), demo["DAMAGE"]).image
     # Weights need no tracing; what is under test are the steps between the files.
     checkpoint = ROOT / "checkpoints" / "compact.safetensors"
-    export_checkpoint(checkpoint, tmp_path, runtime="pytorch")
+    export_checkpoint(checkpoint, tmp_path, runtime="pytorch", instances=1)
     with start_server(tmp_path) as server, PikFixClient(server.grpc_url) as client:
         restored = client.restore((damaged * 255).round().astype(np.uint8), reference=right)
     truth = skimage.color.rgb2lab(resized(left))
