@@ -86,14 +86,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         return run(options)
-    except (
-        ExportError,
-        CheckpointError,
-        LibraryError,
-        PikFixError,
-        ServingError,
-        OSError,
-    ) as error:
+    except FAILURES as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
 
