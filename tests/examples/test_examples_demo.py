@@ -22,7 +22,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.delenv("PIKFIX_LIBRARY", raising=False)
+    monkeypatch.setenv("PIKFIX_LIBRARY", "")  # that what the demo sets is taken back
     return module
 
 
