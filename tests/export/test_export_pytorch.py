@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pikfix.export import (
 )
 from pikfix.export.configs import ServingSettings
 from pikfix.export.measured import export_fastest
-from pikfix.export.parity import CASES, Case, Limits, case_inputs, check_parity
+from pikfix.export.parity import CASES, Case, Limits, case_inputs
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes import Choice, candidates, pytorch
 from pikfix.export.runtimes.pytorch import REDUCED_LIMITS, PyTorch
@@ -43,7 +42,7 @@ SMALL = (Case(2, 2, (96, 64), (32, 64)), Case(1, 1, (32, 32), (32, 32)))
 def small_cases() -> Iterator[None]:
     """The gate on small pictures: what is tested here is what it is held to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "check_parity", partial(check_parity, cases=SMALL))
+        patch.setattr(exporter, "CASES", SMALL)
         patch.setattr(pytorch, "CASES", SMALL)
         patch.setattr(measured, "CASES", SMALL)
         yield
