@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from pikfix.evaluation.parity import compare
 from pikfix.export import Manifest, export_checkpoint, exporter
-from pikfix.export.parity import CASES, check_parity
+from pikfix.export.parity import CASES
 from pikfix.export.runtimes import pytorch
 from pikfix.networks import load_checkpoint
 from pikfix.networks.inference import InferenceStep, load_step, save_step
@@ -37,7 +37,7 @@ def gpu_export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
     folder = tmp_path_factory.mktemp("gpu") / "model_repository"
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:  # the gate has tests of its own
-        patch.setattr(exporter, "check_parity", partial(check_parity, cases=CASES[3:]))
+        patch.setattr(exporter, "CASES", CASES[3:])
         patch.setattr(pytorch, "CASES", CASES[3:])
         manifest = export_checkpoint(
             checkpoint,
