@@ -225,7 +225,8 @@ def test_matching_that_bears_bfloat16_runs_in_it(
     runtime = PyTorch(ServingSettings(), "bf16", report=lines.append)
     runtime.export(subnet_module(model, spec.name), spec, tmp_path)
     assert load_step(tmp_path / "model.safetensors").dtype == torch.bfloat16
-    assert lines == []
+    # Nothing about float32; a CPU that emulates bfloat16 has a warning of that alone.
+    assert [line for line in lines if not line.startswith("warning: ")] == []
 
 
 @dataclass
