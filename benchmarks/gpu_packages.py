@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from gpu_networks import INPUTS, build, chain, photo_like
@@ -60,7 +61,10 @@ def compile_packages(plan: Plan, rows: Rows) -> None:
     name = next(iter(plan.networks))
     model = build(plan, name)
     for step in plan.packages:
+        _ended(plan, step).unlink(missing_ok=True)
+    for step in plan.packages:
         rows.measure(f"compile {name} {step}", lambda s=step: _compile(plan, model, s))  # type: ignore[misc]
+        _ended(plan, step).touch()
 
 
 def _compile(plan: Plan, model: torch.nn.Module, step: str) -> Row:
@@ -98,17 +102,14 @@ def packages(plan: Plan, rows: Rows) -> None:
     """Load and time what has been compiled until now, each in a clean process."""
     for step in plan.packages:
         path = plan.out / "packages" / f"{step}.pt2"
-        while not path.with_suffix(".safetensors").is_file() and rows.left() > 5:
-            if _compiled_or_failed(plan, step):
-                break
+        while not _ended(plan, step).is_file() and rows.left() > 5:
             time.sleep(0.5)
         rows.measure(step, lambda p=path: _run_clean(plan, p, max(5.0, rows.left())))  # type: ignore[misc]
 
 
-def _compiled_or_failed(plan: Plan, step: str) -> bool:
-    """Whether waiting is in vain: a row says that it cannot be compiled."""
-    own = Rows(plan.out / "rows.jsonl", "compile", 0)
-    return own.has(f"compile {next(iter(plan.networks))} {step}")
+def _ended(plan: Plan, step: str) -> Path:
+    """A file that is there once the compilation of this call has made the package or failed."""
+    return plan.out / "packages" / f"{step}.ended"
 
 
 def _run_clean(plan: Plan, path: os.PathLike[str], limit: float) -> Row:

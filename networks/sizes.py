@@ -54,7 +54,9 @@ def _weights(old: int, new: int, like: Tensor) -> Tensor:
     side are as accurate as those of a short one.
     """
     number = 2 * torch.arange(new, device=like.device) + 1
-    whole = torch.div(number * old, new, rounding_mode="trunc")  # of positive numbers
+    # About the whole part will do: the rest is exact, whatever it is. (A division of integers would
+    # be too much for Inductor's analysis of ranges.)
+    whole = (number.to(torch.float32) * old / new).to(torch.int64)
     rest = (number * old - whole * new).to(like.dtype) / new
     places = (2 * torch.arange(old, device=like.device) + 1).to(like.dtype)
     distance = places - whole.to(like.dtype)[:, None] - rest[:, None]
