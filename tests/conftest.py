@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
 # How long an example takes depends on what else the machine does, and is not under test.
 settings.register_profile("pikfix", deadline=None)
 settings.load_profile("pikfix")
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Steps and compiled C++ flush subnormal numbers for good: not into other tests."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

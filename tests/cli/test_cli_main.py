@@ -264,6 +264,7 @@ def test_export_passes_its_choices_on(call, monkeypatch, tmp_path):
         "target": "ngc",
         "accelerator": "tensorrt",
         "instances": "None",
+        "file_instances": "None",
     }
 
 

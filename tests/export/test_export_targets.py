@@ -25,6 +25,7 @@ from pikfix.export.targets import (
 )
 from pikfix.networks import PRESETS, working_size
 from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES, bucket_shape
+from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 CONFIG = PRESETS["compact"]
 SUBNETS = {model.name: model for model in contract.subnets(CONFIG)}
@@ -154,7 +155,7 @@ def test_the_container_refuses_what_no_memory_holds() -> None:
 def test_cuda_graphs_are_captured_for_the_buckets_of_usual_photos(name: str) -> None:
     config = configs("ngc", "tensorrt", "cuda")[name]
     largest = Capacity().largest[name]
-    profile = profile_of(SUBNETS[name], largest, reference_side=256)
+    profile = profile_of(SUBNETS[name], largest, reference_side=DEFAULT_REFERENCE_SIDE)
     assert config.optimization.cuda.graphs
     captured = set()
     for spec in config.optimization.cuda.graph_spec:
@@ -226,7 +227,7 @@ def test_every_photo_the_first_step_pads_fits_a_profile(height: int, width: int)
     working = working_size(*shape)
     for name, sides in (("restore", shape), ("colorize", working), ("similarity", working)):
         model = SUBNETS[name]
-        profile = profile_of(model, Capacity().largest[name], reference_side=256)
+        profile = profile_of(model, Capacity().largest[name], reference_side=DEFAULT_REFERENCE_SIDE)
         ranges = profile.ranges[model.inputs[0].name]
         assert all(
             low <= side <= high
@@ -235,9 +236,11 @@ def test_every_photo_the_first_step_pads_fits_a_profile(height: int, width: int)
 
 
 def test_profiles_follow_the_largest_shapes() -> None:
-    ranges = profile_of(SUBNETS["restore"], Largest(4, 96), reference_side=256).ranges
+    ranges = profile_of(
+        SUBNETS["restore"], Largest(4, 96), reference_side=DEFAULT_REFERENCE_SIDE
+    ).ranges
     assert ranges["photo_l"].largest == (4, 1, 96, 96)
-    maps = profile_of(SUBNETS["colorize"], Largest(4), reference_side=256).ranges
+    maps = profile_of(SUBNETS["colorize"], Largest(4), reference_side=DEFAULT_REFERENCE_SIDE).ranges
     assert maps["warped_4"].largest == (4, CONFIG.warped_channels, 16, 16)
     assert maps["confidence_1"].smallest == (1, 1, 8, 8)
 

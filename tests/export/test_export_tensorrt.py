@@ -27,6 +27,7 @@ from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.kernel_step import checkpoint_runner
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.networks import PRESETS, load_checkpoint
+from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 
 API = "pikfix.export.runtimes.tensorrt_api"
 CLI = "from pikfix.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
@@ -207,7 +208,7 @@ def build(recorder: Recorder, folder: Path, name: str = "restore", **options: An
     (spec,) = (m for m in contract.subnets(PRESETS["compact"]) if m.name == name)
     file = folder / "model.onnx"
     file.write_bytes(b"a graph")
-    profiles = [profile_of(spec, Capacity().largest[name], reference_side=256)]
+    profiles = [profile_of(spec, Capacity().largest[name], reference_side=DEFAULT_REFERENCE_SIDE)]
     built = api.build_from_onnx(
         file, profiles, EngineOptions(**options), name=name, report=lines.append
     )
