@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pikfix.serving import embedded, preflight
+from pikfix.serving import embedded, engines, preflight
 from pikfix.serving.arguments import Arguments
 from pikfix.serving.errors import ServingError
 
@@ -263,6 +263,11 @@ def examine(model_repository: Path | None = None) -> Environment:
     if found_repository is not None and found_repository.manifest and found_machine.precisions:
         slow = _slow_precisions(found_repository.manifest, found_machine.precisions)
         warnings += [slow] if slow else []
+    if model_repository is not None:
+        try:
+            engines.check_engines(str(model_repository), embedded.find(), Arguments([]))
+        except ServingError as error:
+            problems += [str(error)] if str(error) != found_server.problem else []
     try:
         warning = preflight.check_shared_memory()
         if warning:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from pikfix.serving import embedded, preflight
+from pikfix.serving import embedded, engines, preflight
 from pikfix.serving.arguments import Arguments, Endpoint
 from pikfix.serving.errors import ServingError
 from pikfix.serving.links import Links
@@ -74,6 +74,7 @@ def prepare(
             words.append(f"--backend-directory={backends}")
         if not any("shm-region-prefix-name" in v for v in arguments.all("--backend-config")):
             words.append(f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}")
+        words += engines.words_for(arguments)
         words += arguments.with_absolute_repositories(links)
     except OSError as error:  # shutil.Error is one, with a list of reasons and no number
         raise ServingError(
@@ -88,6 +89,7 @@ def check(arguments: Arguments, installation: embedded.Installation) -> str | No
     for repository in arguments.repositories:
         preflight.check_repository(repository)
         preflight.check_names(repository, every_backend=installation.embedded)
+        engines.check_engines(repository, installation, arguments)
     preflight.check_shell()
     preflight.check_ports(arguments.endpoints(default_address(installation)))
     return preflight.check_shared_memory()

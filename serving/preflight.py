@@ -59,6 +59,8 @@ def check_repository(repository: str) -> None:
         return
     try:
         _check_local(Path(absolute(repository)))
+    except ServingError:
+        raise
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         where = getattr(error, "filename", None) or repository
         reason = getattr(error, "strerror", None) or str(error)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export.configs import ServingSettings
+from pikfix.export.configs import ServingSettings, set_parameter
 from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
 from pikfix.export.onnx import export_onnx
@@ -96,6 +96,9 @@ class TensorRTRuntime:
         config.backend = "tensorrt"
         config.default_model_filename = ENGINE_FILE
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        # Read before a server starts, which would say it in a page of log.
+        sign = ">=" if self._newer(model) else "=="
+        set_parameter(config, "tensorrt", f"{sign}{self._tensorrt.version()}")
         if self._through_torch(model):
             for index, output in enumerate(config.output):
                 output.name = f"output{index}"
@@ -114,12 +117,16 @@ class TensorRTRuntime:
     def _needs(self, model: Model) -> str:
         """What has to be in the container that serves the engine."""
         built = f"TensorRT {self._tensorrt.version()}"
-        if self._options.version_compatible and not self._warps(model):
+        if self._newer(model):
             return (
                 f"an engine for {built} or newer, with "
                 "--backend-config=tensorrt,version-compatible=true"
             )
         return f"an engine for a container with exactly {built}"
+
+    def _newer(self, model: Model) -> bool:
+        """Whether newer versions of TensorRT load the engine, too."""
+        return self._options.version_compatible and not self._warps(model)
 
     def _warps(self, model: Model) -> bool:
         return self._plugin and model.name == "similarity"

@@ -28,6 +28,7 @@ from pikfix.export.runtimes.kernel_step import checkpoint_runner
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.networks import PRESETS, load_checkpoint
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
+from pikfix.serving.engines import needs
 
 API = "pikfix.export.runtimes.tensorrt_api"
 CLI = "from pikfix.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
@@ -245,7 +246,7 @@ def test_profiles_are_those_of_the_bucket_table(recorder: Recorder, tmp_path: Pa
     build(recorder, tmp_path, "similarity")
     ((shapes,),) = recorder.of("profile")
     assert shapes["working_l"] == ((1, 1, 32, 32), (1, 1, 512, 512), (8, 1, 512, 512))
-    assert shapes["reference_lab"] == ((1, 1, 3, 32, 32), (1, 1, 3, 256, 256), (8, 8, 3, 256, 256))
+    assert shapes["reference_lab"] == ((1, 1, 3, 32, 32), (1, 1, 3, 512, 512), (8, 8, 3, 512, 512))
 
 
 def test_the_timing_cache_is_read_kept_and_never_in_the_way(
@@ -323,6 +324,11 @@ def test_manifest_hashes_engine_and_onnx(
         onnx_hash = entry["files"]["model.onnx"]
         assert (folder / name / "1" / "model.plan").read_text() == f"engine of {onnx_hash}"
         onnx.checker.check_model(onnx.load(folder / name / "1" / "model.onnx"))
+    # What a server's start is checked against: this version, or a newer one.
+    assert [(n.model, n.version, n.newer) for n in needs(str(folder))] == [
+        ("colorize", "11.0.0", True),
+        ("restore", "11.0.0", True),
+    ]
     # Nothing was measured that speaks for the softmax of TensorRT: the python step is the default.
     assert manifest.models["similarity"]["file"] == "checkpoint.safetensors"
 
@@ -365,5 +371,10 @@ def test_the_plugin_needs_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_sub_net_without_the_plugin_is_left_to_the_chosen_builder(recorder: Recorder) -> None:
     runtime = runtime_module.TensorRTRuntime(ServingSettings(), "fp32", warp_plugin=True)
-    through = {m.name: runtime._through_torch(m) for m in contract.subnets(PRESETS["compact"])}
+    specs = contract.subnets(PRESETS["compact"])
+    through = {m.name: runtime._through_torch(m) for m in specs}
     assert through == {"restore": False, "similarity": True, "colorize": False}
+    # The kernel inside was compiled for the GPU and the version that built the engine.
+    configs = build_configs(PRESETS["compact"], dict.fromkeys(contract.SUBNETS, runtime))
+    needed = {name: configs[name].parameters["tensorrt"].string_value for name in through}
+    assert needed == {"restore": ">=11.0.0", "similarity": "==11.0.0", "colorize": ">=11.0.0"}

@@ -30,7 +30,7 @@ CALL = {"batch": 3, "queries": 1000, "keys": 4100}
 
 
 def _ours(name: str) -> bool:
-    return name.split(".")[0] in ("tensorrt", "torch_tensorrt") or name == PLUGIN
+    return name.split(".", maxsplit=1)[0] in ("tensorrt", "torch_tensorrt") or name == PLUGIN
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_tensorrts_checks_are_in_force(trt: Any) -> None:
     """Annotations as text, which a future import would make of them, are what they refuse."""
     plugin = importlib.import_module(PLUGIN)
     text = types.FunctionType(plugin.describe.__code__, plugin.describe.__globals__)
-    text.__annotations__ = {name: "TensorDesc" for name in plugin.describe.__annotations__}
+    text.__annotations__ = dict.fromkeys(plugin.describe.__annotations__, "TensorDesc")
     with pytest.raises((TypeError, ValueError)):  # depending on the version
         trt.plugin.register("pikfix::other")(text)
-    with pytest.raises(ValueError, match="already has a defin?tion"):
+    with pytest.raises(ValueError, match=r"already has a defini?tion"):
         trt.plugin.register(ENGINE_WARP_NAME)(plugin.describe)

@@ -48,6 +48,7 @@ def test_sub_net_never_exported(exported, missing):
     with pytest.raises(ServingError) as error:
         preflight.check_repository(str(exported))
     text = one_line(error)
+    assert text.startswith(f"model repository {exported} has no exported {missing} ")
     assert f"{missing}/1/model.onnx is missing" in text
     assert "`pikfix export checkpoints/compact.safetensors`" in text
 
