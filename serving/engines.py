@@ -13,15 +13,18 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
-
 from pikfix.serving.arguments import Arguments, absolute, is_remote
 from pikfix.serving.embedded import Installation
 from pikfix.serving.errors import ServingError
 
 PARAMETER = "tensorrt"
 """Of a model's config: `==11.0.0.114` or `>=11.0.0.114`."""
+
+# By expressions, since a launcher has nothing but Python's own library to read a config with.
+_NEED = re.compile(
+    rf'key:\s*"{PARAMETER}"\s*value:?\s*{{\s*string_value:\s*"(==|>=)(\d+(?:\.\d+)+)'
+)
+_TENSORRT = re.compile(r'^\s*backend:\s*"tensorrt"', re.MULTILINE)
 
 COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
 """Engines for more than one version carry code, which a server runs when it is told to only."""
@@ -57,13 +60,13 @@ def needs(repository: str) -> list[Need]:
         return []
     found = []
     for path in sorted(Path(absolute(repository)).glob("*/config.pbtxt")):
-        config = pb.ModelConfig()
-        with contextlib.suppress(OSError, text_format.ParseError):  # the server says what is wrong
-            text_format.Parse(path.read_text(errors="replace"), config, allow_unknown_field=True)
-        written = config.parameters[PARAMETER].string_value
-        match = re.fullmatch(r"(==|>=)(\d+(?:\.\d+)+)", written)
-        if config.backend == "tensorrt" and match:
-            found.append(Need(path.parent.name, match[2], match[1] == ">="))
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:  # the server says what is wrong
+            continue
+        written = _NEED.search(text)
+        if written and _TENSORRT.search(text):
+            found.append(Need(path.parent.name, written[2], written[1] == ">="))
     return found
 
 
