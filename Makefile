@@ -1,5 +1,8 @@
 # pikfix: `make demo` and `make test` set up everything they need.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 # More words for pip, such as --index-url for a mirror, or
 # --extra-index-url https://download.pytorch.org/whl/cpu for a PyTorch without CUDA.
@@ -70,26 +73,26 @@ bench: $(VENV)/.dev $(REPOSITORY)/manifest.json ## Measure latency and capacity 
 	$(BIN)/python benchmarks/latency.py --model-repository $(REPOSITORY) --checkpoint $(CHECKPOINT)
 	$(BIN)/python benchmarks/load/capacity.py --model-repository $(REPOSITORY)
 
-# mypy does not follow the folder mapping of an editable install: it checks a regular one.
+# mypy finds the packages through the links in src/; what it prints are the files behind them.
+MYPY := $(BIN)/mypy
+REAL_PATHS := sed 's|^src/pikfix/||'
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	rm -rf build
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
-	MYPYPATH=build/typecheck $(BIN)/mypy $(PACKAGES:%=-p pikfix.%)
+	$(MYPY) $(PACKAGES:%=-p pikfix.%) | $(REAL_PATHS)
 
 # The stubs have two slips that no parser takes: an argument called `in`, and one without a default
 # after others with theirs.
 .PHONY: lint-gpu
 lint-gpu: $(VENV)/.dev ## Check the calls into TensorRT against its types (two small wheels)
-	rm -rf build
+	rm -rf build/gpu
 	$(BIN)/python -m pip install --quiet --no-deps $(PIP_ARGS) -c constraints.txt --target build/gpu \
 		torch-tensorrt tensorrt-stubs
 	sed -i -e 's/, in: /, in_: /' -e '/def add_scale_nd/ s/ = None//g' \
 		build/gpu/tensorrt_bindings/tensorrt.pyi
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
-	MYPYPATH=build/typecheck:build/gpu $(BIN)/mypy -p pikfix.export
+	MYPYPATH=build/gpu $(MYPY) -p pikfix.export | $(REAL_PATHS)
 
 .PHONY: clean
 clean: ## Remove the environment and everything generated

@@ -54,9 +54,7 @@ def make_importable() -> None:
     try:
         import pikfix.networks  # noqa: F401
     except ImportError:
-        from gpu_rows import link_package
-
-        _first_on_path(link_package(Path(tempfile.mkdtemp(prefix="pikfix-"))))
+        _first_on_path(ROOT / "src")
 
 
 def _first_on_path(folder: Path) -> None:

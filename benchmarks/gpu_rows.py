@@ -21,20 +21,6 @@ CHECKPOINT = ROOT / "checkpoints" / "compact.safetensors"
 _TRIES = 2
 """Of a figure that fails: the second may find a machine in a better mood, a third will not."""
 
-_PACKAGES = (
-    "cli",
-    "client",
-    "evaluation",
-    "export",
-    "kernels",
-    "model_repository",
-    "networks",
-    "photos",
-    "references",
-    "serving",
-    "training",
-)
-
 
 class OutOfTimeError(Exception):
     """A section's time is used up; its rows so far stand."""
@@ -176,13 +162,3 @@ def _short(figures: Row) -> str:
         if not isinstance(value, list | dict)
     ]
     return ", ".join(parts)[:200]
-
-
-def link_package(parent: Path) -> Path:
-    """Make `pikfix` importable from a folder: links to the checkout's; returns the folder."""
-    package = parent / "pikfix"
-    package.mkdir(parents=True, exist_ok=True)
-    for name in _PACKAGES:
-        if not (package / name).is_symlink():
-            (package / name).symlink_to(ROOT / name)
-    return parent

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from gpu_networks import STEPS, build, photo_like
-from gpu_rows import ROOT, Plan, Row, Rows, link_package
+from gpu_rows import ROOT, Plan, Row, Rows
 from PIL import Image
 
 from pikfix.networks.inference import Precision, save_step
@@ -158,7 +158,7 @@ def interpreter(plan: Plan) -> Path:
     folder = plan.out / "venv"
     venv.create(folder, symlinks=True, clear=True)
     paths = [plan.out / name for name in ("server", "numpy1")]
-    paths.append(link_package(plan.out / "links"))
+    paths.append(ROOT / "src")
     lines = [str(path) for path in paths if path.is_dir()]
     lines += [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
     (packages,) = folder.glob("lib/python*/site-packages")

@@ -17,14 +17,19 @@ SCRIPT = ROOT / "benchmarks" / "gpu_campaign.py"
 SECTIONS = {"probe", "compile", "kernels", "tiles", "parity", "networks", "serve", "packages"}
 
 # Absent there. What the bundle brings along, under the campaign's own folders, may be imported.
-BLOCKED = """
+BLOCKED = f"""
+import os
 import sys
 from importlib.machinery import PathFinder
 
-NAMES = {
+NAMES = {{
     "tritonclient", "kornia", "onnxruntime", "tensorrt", "faiss", "pytriton", "torchmetrics",
     "lightning_fabric", "locust", "grpc", "pikfix",
-}
+}}
+# What this environment has by its editable install, unless the campaign put it there itself.
+SOURCE = {str(ROOT / "src")!r}
+if sys.prefix == {sys.prefix!r} and SOURCE not in os.environ["PYTHONPATH"].split(os.pathsep):
+    sys.path[:] = [p for p in sys.path if p != SOURCE]
 
 
 class Without:

@@ -139,8 +139,12 @@ class TritonPythonModel:
             notes.append(note)
             colours.append(chosen)
         photo_l = self._padded(luminances)
-        sizes = [plane.shape for plane, chosen in zip(luminances, colours, strict=True) if chosen]
-        shape = self._reference_shape(sizes, colours, photo_l.shape[2:])
+        sizes = [
+            (plane.shape[0], plane.shape[1])
+            for plane, chosen in zip(luminances, colours, strict=True)
+            if chosen
+        ]
+        shape = self._reference_shape(sizes, colours, (photo_l.shape[2], photo_l.shape[3]))
         planes = [
             reference_planes(chosen, shape) if chosen and shape else grey_reference()
             for chosen in colours
