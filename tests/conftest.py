@@ -1,24 +1,41 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import slow_kinds
 import torch
+import workers
 from hypothesis import settings
 
-from pikfix.export import Manifest, export_checkpoint
+from pikfix.export import Manifest, export_checkpoint, read_manifest
 from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
 
 # How long an example takes depends on what else the machine does, and is not under test.
-settings.register_profile("pikfix", deadline=None)
+# The examples are the same in every run.
+settings.register_profile("pikfix", deadline=None, derandomize=True)
 settings.load_profile("pikfix")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    workers.settle(config)
+
+
 @pytest.fixture(autouse=True)
-def subnormal_numbers() -> Iterator[None]:
-    """Steps and compiled C++ flush subnormal numbers for good: not into other tests."""
+def settled() -> Iterator[None]:
+    """Every test starts from the same random numbers, on one thread, and leaves none of its own.
+
+    Two workers have two cores, and the networks of the tests are too small for two threads.
+    Steps and compiled C++ flush subnormal numbers for good: not into other tests.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
     yield
     torch.set_flush_denormal(False)
 
@@ -68,6 +85,13 @@ def smallest_config(tiny_config: PikFixConfig) -> PikFixConfig:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out, by where it lies and by what it asks for."""
+    for item in items:
+        if slow_kinds.is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network with seeded weights that change their input."""
@@ -84,5 +108,10 @@ def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """A repository filled from the tiny checkpoint, and its manifest."""
-    repository = tmp_path_factory.mktemp("export") / "model_repository"
-    return repository, export_checkpoint(checkpoint, repository)
+    folder = workers.once(
+        tmp_path_factory,
+        "export",
+        lambda folder: export_checkpoint(checkpoint, folder / "model_repository"),
+    )
+    repository = folder / "model_repository"
+    return repository, read_manifest(repository)

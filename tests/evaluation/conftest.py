@@ -35,15 +35,6 @@ class FakeModel:
         return torch.zeros_like(ab) if self.colourless else ab
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Small tensors: more threads only wait for each other, all the more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def save(pixels, path):
     """Write a photo with a short side of 270."""
     photo = Image.fromarray(pixels)

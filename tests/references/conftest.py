@@ -17,11 +17,6 @@ from pikfix.references.builder import build_library
 SIDE = 150
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads():
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="session")
 def samples():
     """Colour crops by name, three of each sample, at places that are neither dark nor flat."""

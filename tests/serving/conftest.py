@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import workers
 from onnx import TensorProto, helper, numpy_helper
 
 from pikfix.serving.server import RunningServer, start_server
@@ -232,18 +234,30 @@ def nothing_left() -> Iterator[Callable[[], list[str]]]:
     """A function that lists what runs since the test's start have left behind."""
     from pikfix.serving.rundir import FOLDER_PREFIX, base_folders
 
+    def neighbours_regions() -> set[str]:
+        """Regions of the runs that other workers' tests have now."""
+        prefixes = set()
+        for base in workers.neighbours_folders():
+            for file in base.glob(f"{FOLDER_PREFIX}*/shm-region-prefix"):
+                with contextlib.suppress(OSError):  # it has just ended
+                    prefixes.add(file.read_text())
+        return {str(p) for p in Path("/dev/shm").glob("pikfix-*") if p.name[:20] in prefixes}
+
     def ours() -> set[str]:
+        # A run's folder is there before its regions and after them.
+        theirs = neighbours_regions()
         found = {str(p) for p in Path("/dev/shm").glob("pikfix-*")}
+        found -= theirs | neighbours_regions()
         for base in base_folders():
             found |= {str(p) for p in base.glob(f"{FOLDER_PREFIX}*")}
         for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or not workers.is_mine(entry):
+                continue
             try:
                 words = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if entry.name.isdigit() and (
-                b"bin/tritonserver" in words or b"triton_python_backend_stub" in words
-            ):
+            if b"bin/tritonserver" in words or b"triton_python_backend_stub" in words:
                 found.add(f"{entry.name} {words[:80]!r}")
         return found
 

@@ -17,14 +17,6 @@ from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five colour photos, one of them in a sub-folder."""

@@ -1,0 +1,36 @@
+"""Which tests `make test-fast` leaves out: servers, cross-compiling, engines, training runs.
+
+The kind of a test follows from the fixtures that it asks for, its markers and the file it is in, so
+that a new test of a slow kind is left out without a word.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+# A server, an export or a training run for whoever asks.
+FIXTURES = {"exported", "toy_server", "nothing_left", "identity_repository", "make_identity"}
+FIXTURES_OF = {"training": {"run"}, "references": {"server"}}
+
+MARKERS = ("serving", "engines", "packages", "gpu")
+
+# Files about things that are slow by nature.
+FILES = {
+    "benchmarks/test_benchmarks_gpu_campaign.py": "a campaign in processes of its own",
+}
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test is of a slow kind."""
+    place = item.path.relative_to(TESTS)
+    asked = set(getattr(item, "fixturenames", ()))
+    wanted = FIXTURES | FIXTURES_OF.get(place.parts[0], set())
+    return (
+        place.as_posix() in FILES
+        or bool(asked & wanted)
+        or any(item.get_closest_marker(name) for name in MARKERS)
+    )
