@@ -51,9 +51,19 @@ demo: $(VENV)/.demo ## Restore a damaged sample photo through a real Triton serv
 serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 	$(BIN)/pikfix serve --model-repository $(REPOSITORY)
 
+# Two workers; files stay whole, so that a server or an export is made once for those who share it.
+# Any order has to do: --randomly-seed=N in PYTEST_ARGS repeats the one that a run prints at its top.
+PYTEST_ARGS ?=
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --durations 20
+
 .PHONY: test
-test: $(VENV)/.dev ## Run all tests (no GPU needed)
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.dev ## Run all tests (no GPU needed); more words for pytest in PYTEST_ARGS
+	$(PYTEST) $(PYTEST_ARGS)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.dev ## Run the tests without servers, compiling and training runs
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 .PHONY: test-engines
 test-engines: $(VENV)/.dev ## Build every engine of both presets in every precision (minutes)

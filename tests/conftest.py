@@ -23,6 +23,7 @@ settings.load_profile("pikfix")
 
 def pytest_configure(config: pytest.Config) -> None:
     workers.settle(config)
+    config.option.randomly_reset_seed = False  # pytest-randomly: the order alone, not the numbers
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,14 @@ MARKERS = ("serving", "engines", "packages", "gpu")
 # Files about things that are slow by nature.
 FILES = {
     "benchmarks/test_benchmarks_gpu_campaign.py": "a campaign in processes of its own",
+    "export/test_export_aotinductor.py": "compiles C++",
+    "export/test_export_engines.py": "builds engines",
+    "export/test_export_pytorch.py": "exports in every precision",
+    "export/test_export_tensorrt_plugin.py": "exports for a plugin",
+    "export/test_export_tensorrt_precision.py": "exports and runs half precision",
+    "kernels/test_kernels_ptx.py": "cross-compiles",
+    "kernels/test_kernels_specialisation.py": "cross-compiles",
+    "kernels/test_kernels_triton.py": "cross-compiles, and runs the interpreter",
 }
 
 
