@@ -26,7 +26,7 @@ from pikfix.export.configs import ServingSettings
 from pikfix.export.onnx import export_onnx
 from pikfix.export.parity import Case, check_parity
 from pikfix.export.precision import typed
-from pikfix.export.profiles import Capacity, profile_of
+from pikfix.export.profiles import Largest, profile_of
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.tensorrt import LIMITS
@@ -66,7 +66,6 @@ class Exported:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.models: dict[str, PikFix] = {}
-        self.capacities: dict[tuple[str, str], Capacity] = {}
 
     def model(self, preset: str) -> PikFix:
         if preset not in self.models:
@@ -77,26 +76,27 @@ class Exported:
             )
         return self.models[preset]
 
-    def capacity(self, preset: str, precision: str) -> Capacity:
-        model = self.model(preset)
-        specs = contract.subnets(model.config)
-        modules = {s.name: typed(subnet_module(model, s.name), precision) for s in specs}
+    def spec(self, preset: str, name: str) -> contract.Model:
+        specs = contract.subnets(self.model(preset).config)
+        return next(spec for spec in specs if spec.name == name)
+
+    def largest(self, preset: str, name: str, precision: str) -> Largest:
+        """What an engine of a sub-net is built for, as an export counts it."""
+        spec = self.spec(preset, name)
         return capacity_of(
-            modules,
-            specs,
+            {name: typed(subnet_module(self.model(preset), name), precision)},
+            [spec],
             budget=OPTIONS.workspace_bytes,
             max_batch=SETTINGS.max_batch_size,
             reference_side=SETTINGS.reference_side,
             fused_warp=False,
-        )
+        ).largest[name]
 
     def file(self, preset: str, name: str, precision: str) -> Path:
         path = self.folder / f"{preset}-{name}-{precision}.onnx"
         if not path.exists():
-            model = self.model(preset)
-            spec = next(s for s in contract.subnets(model.config) if s.name == name)
-            module = typed(subnet_module(model, name), precision)
-            export_onnx(module, spec, path, runtime="tensorrt")
+            module = typed(subnet_module(self.model(preset), name), precision)
+            export_onnx(module, self.spec(preset, name), path, runtime="tensorrt")
         return path
 
 
@@ -107,9 +107,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 def build(networks: Exported, preset: str, name: str, precision: str) -> bytes:
     """The engine of a sub-net, as `pikfix export` builds it."""
-    capacity = networks.capacity(preset, precision)
-    spec = next(s for s in contract.subnets(networks.model(preset).config) if s.name == name)
-    profile = profile_of(spec, capacity.largest[name], reference_side=SETTINGS.reference_side)
+    largest = networks.largest(preset, name, precision)
+    profile = profile_of(
+        networks.spec(preset, name), largest, reference_side=SETTINGS.reference_side
+    )
     api = importlib.import_module(API)
     engine: bytes = api.build_from_onnx(
         networks.file(preset, name, precision),
