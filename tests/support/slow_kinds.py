@@ -29,6 +29,8 @@ FILES = {
     "kernels/test_kernels_ptx.py": "cross-compiles",
     "kernels/test_kernels_specialisation.py": "cross-compiles",
     "kernels/test_kernels_triton.py": "cross-compiles, and runs the interpreter",
+    "training/test_training_cpu.py": "training runs in processes of their own",
+    "training/test_training_resume.py": "training runs, killed and resumed",
 }
 
 
