@@ -24,8 +24,9 @@ import numpy.typing as npt
 import torch
 from common import processor, write_results
 
+from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.metrics import psnr
-from pikfix.evaluation.protocols import evaluate
+from pikfix.evaluation.protocols import PROTOCOLS
 from pikfix.networks import PikFix, load_checkpoint
 from pikfix.references.pictures import SUFFIXES
 from pikfix.training.degradation import (
@@ -96,7 +97,8 @@ def measure(
         fitted.append(best_fit(damaged, luminance))
         return damaged
 
-    found = [evaluate(model, photos, "restore", degrade=damage).means for model in models]
+    restore = PROTOCOLS["restore"]
+    found = [evaluate(model, photos, restore, degrade=damage).means for model in models]
     return {
         "input": found[0]["input"]["psnr"],
         "best_fit": float(np.mean(fitted)),

@@ -26,7 +26,7 @@ from common import processor, write_results
 from torch import Tensor
 
 from pikfix.evaluation import baselines
-from pikfix.evaluation.metrics import colourfulness, psnr
+from pikfix.evaluation.metrics import colorfulness, psnr
 from pikfix.evaluation.pictures import (
     centre_crop,
     compose,
@@ -115,15 +115,15 @@ def measure(model: PikFix, library: Library, path: Path) -> Figures:
         "grey": psnr(baselines.grey(luminance), truth),
         "random": float(np.mean(scores[len(pictures) :])),
         "oracle": max(scores[: len(pictures)]),
-        "colourfulness truth": colourfulness(truth),
-        "colourfulness random": colourfulness(alone[-1]),
+        "colourfulness truth": colorfulness(truth),
+        "colourfulness random": colorfulness(alone[-1]),
     }
     figures |= {f"rank {i + 1}": score for i, score in enumerate(scores[: len(pictures)])}
     for name, references in (("by score", pictures), ("taken", taken)):
         for count in TOGETHER:
             result = colorize(model, luminance, references[:count])
             figures[f"{count} {name}"] = psnr(result, truth)
-            figures[f"colourfulness {count} {name}"] = colourfulness(result)
+            figures[f"colourfulness {count} {name}"] = colorfulness(result)
     return figures
 
 

@@ -30,9 +30,9 @@ from pikfix.photos import write_atomically
 from pikfix.training.config import TrainConfig, preset
 from pikfix.training.dataset import TrainingBatches, batch_loader
 from pikfix.training.neighbours import descriptors, nearest
-from pikfix.training.objective import Objective, TrainingModule
 from pikfix.training.photo_store import PhotoStore, open_photos
 from pikfix.training.run import first_photos
+from pikfix.training.stages import Material, stage_of
 from pikfix.training.update import Updater
 
 PHOTOS = 64
@@ -107,18 +107,18 @@ def measure(config: TrainConfig, store: PhotoStore, workers: int, steps: int) ->
     torch.manual_seed(config.seed)
     precision = "bf16-mixed" if config.optimizer.precision == "bf16" else "32-true"
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    net = PikFix(config.network)
-    module = TrainingModule(net, config, None)
-    update = Updater(fabric, config, module, None, Objective(config.loss, None, None))
-    update.module.train()
     table = nearest(descriptors(store), config.data.neighbours)
     dataset = TrainingBatches(store, table, config.data, config.optimizer.batch, config.seed)
+    stage = stage_of(Material(PikFix(config.network), config, dataset))
+    stage.anneal(stage.network, 1.0)
+    update = Updater(fabric, stage, config.optimizer, config.seed)
+    update.module.train()
     batches = iter(batch_loader(dataset, 0, workers))
     seconds: list[float] = []
     first = 0.0
     for step in range(steps + 1):
         start = time.perf_counter()
-        values, updated = update(next(batches), step, 1e-4, config.network.temperature)
+        values, updated = update(next(batches), step, 1e-4)
         seconds.append(time.perf_counter() - start)
         if not updated:
             raise SystemExit("a gradient is not finite")

@@ -18,26 +18,21 @@ from rich.progress import track
 from pikfix.cli.choices import Strength
 from pikfix.cli.problems import CommandError, UsageError
 from pikfix.evaluation.choosers import LibraryChooser, ReferenceChooser
+from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.pictures import find_pictures
-from pikfix.evaluation.protocols import DEFAULT_REFERENCES, evaluate
+from pikfix.evaluation.protocols import PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.networks import load_checkpoint
 from pikfix.references.builder import build_library
-from pikfix.references.library import CANDIDATES, Library
+from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library
 from pikfix.references.manifest import FILE as LIBRARY_FILE
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
-
-class Protocol(str, Enum):
-    """What is measured."""
-
-    colorize = "colorize"
-    sibling = "sibling"
-    restore = "restore"
-    full = "full"
-
+ProtocolName = Enum("ProtocolName", {name: name for name in PROTOCOLS}, type=str)  # type: ignore[misc]
 
 _SHEET_ROWS = 16
+_CHOOSING = ", ".join(name for name, one in PROTOCOLS.items() if one.chooses)
+_DAMAGING = " and ".join(name for name, one in PROTOCOLS.items() if one.damages)
 _TABLE_WIDTH = 120  # in a pipe, where there is no terminal to ask
 
 
@@ -50,26 +45,24 @@ def command(
         Path, typer.Option(help="Folder of colour photos to measure on.", show_default=False)
     ],
     protocol: Annotated[
-        Protocol,
+        ProtocolName,
         typer.Option(
-            help="colorize: clean photo, automatic references. sibling: the reference is another "
-            "crop of the photo. restore: damaged luminance. full: damaged photo, automatic "
-            "references.",
+            help=" ".join(f"{name}: {one.summary}." for name, one in PROTOCOLS.items()),
             show_default=False,
         ),
     ],
     references: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of colour photos to choose references from (colorize, full), or a library "
+            help=f"Folder of colour photos to choose references from ({_CHOOSING}), or a library "
             "of them, which saves reading them again."
         ),
     ] = None,
     count: Annotated[
         int, typer.Option(min=1, max=CANDIDATES, help="References given to the model at once.")
-    ] = DEFAULT_REFERENCES,
+    ] = DEFAULT_COUNT,
     strength: Annotated[
-        Strength, typer.Option(help="Damage of the protocols restore and full.")
+        Strength, typer.Option(help=f"Damage of the protocols {_DAMAGING}.")
     ] = Strength.default,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure on the first N photos only.")
@@ -88,15 +81,15 @@ def command(
     Photos are cropped to the centre 256 x 256 after their short side is resized to 256; PSNR and
     SSIM on RGB (restore: on luminance) in [0, 1]. The same seed gives the same figures.
     """
-    automatic = protocol in (Protocol.colorize, Protocol.full)
-    if automatic and references is None:
+    measured = PROTOCOLS[protocol.value]
+    if measured.chooses and references is None:
         raise UsageError(f"protocol {protocol.value} needs a folder of photos with --references")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CommandError("there is no CUDA device here; give --device cpu")
     found = find_pictures(photos)[:limit]
     model = load_checkpoint(checkpoint, device)
     choose: ReferenceChooser | None = None
-    if automatic and references is not None:
+    if measured.chooses and references is not None:
         choose = LibraryChooser(_library(references, checkpoint))
     damage = DEGRADATIONS[strength.value]
 
@@ -109,7 +102,7 @@ def command(
     result = evaluate(
         model,
         track(found, "evaluating", console=Console(stderr=True), disable=not terminal),
-        protocol.value,
+        measured,
         choose=choose,
         degrade=spoil,
         references=count,

@@ -123,7 +123,7 @@ def command(
         typer.Option(
             metavar="NAME=VALUE",
             help="Of the samples: sibling, near, random, references, neighbours, degraded, "
-            "strength, light, hue_rotation, jitter, affine, side.",
+            "strength, sparse_damage_share, hue_rotation, jitter, affine, side.",
         ),
     ] = None,
     optimizer: Annotated[

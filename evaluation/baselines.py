@@ -1,4 +1,4 @@
-"""What a colorization has to beat: no colour at all, and a classical transfer of histograms."""
+"""Baselines of a colorization: no colour at all, and a classical transfer of histograms."""
 
 from __future__ import annotations
 

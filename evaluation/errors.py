@@ -1,4 +1,4 @@
-"""What an evaluation cannot do, in one line for its user."""
+"""The error of an evaluation, in one line for its user."""
 
 
 class EvaluationError(ValueError):

@@ -1,4 +1,4 @@
-"""Metrics on pictures in [0, 1]: PSNR, SSIM, colourfulness, CIEDE2000, LPIPS.
+"""Metrics on pictures in [0, 1]: PSNR, SSIM, colorfulness, CIEDE2000, LPIPS.
 
 Tensors are [C, H, W]; every function returns a float for one picture, so that a report can give
 each photo's figures and their mean.
@@ -7,7 +7,6 @@ each photo's figures and their mean.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from pikfix.evaluation.parity import decibels
 from pikfix.networks import AB_SCALE, rgb_to_lab
 
 PSNR_CAP = 100.0
@@ -30,11 +30,14 @@ _LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 Metric = Callable[[Tensor, Tensor], float]
 
 
-def psnr(picture: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of [C, H, W] in [0, 1], at most `PSNR_CAP`."""
+def psnr(picture: Tensor, truth: Tensor, peak: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB of [C, H, W], at most `PSNR_CAP`.
+
+    peak: the width of the range of values.
+    """
     _check_pair(picture, truth)
     mse = float(torch.mean((picture.double() - truth.double()) ** 2))
-    return PSNR_CAP if mse <= 10 ** (-PSNR_CAP / 10) else -10 * math.log10(mse)
+    return min(PSNR_CAP, decibels(mse, peak))
 
 
 def ssim(picture: Tensor, truth: Tensor) -> float:
@@ -51,10 +54,10 @@ def ssim(picture: Tensor, truth: Tensor) -> float:
     return float(value)
 
 
-def colourfulness(picture: Tensor) -> float:
-    """Colourfulness M3 of an RGB picture [3, H, W] in [0, 1], on the published 0 to 255 scale.
+def colorfulness(picture: Tensor) -> float:
+    """Hasler and Suesstrunk's M3 (2003) of an RGB picture [3, H, W] in [0, 1].
 
-    0 is grey, about 45 averagely colourful, 109 extremely (Hasler and Suesstrunk, 2003).
+    On the published scale of 0 to 255: 0 is grey, about 45 averagely colourful, 109 extremely.
     """
     red, green, blue = (picture.double() * 255).unbind(0)
     rg, yb = red - green, (red + green) / 2 - blue

@@ -100,10 +100,7 @@ def compare(
     difference = np.atleast_2d(np.abs(np.where(np.isfinite(result), result - reference, np.inf)))
     squares = difference**2
     mse = float(squares.mean())
-    if not finite:
-        psnr = -math.inf
-    else:
-        psnr = math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
+    psnr = decibels(mse, data_range) if finite else -math.inf
     worst, at = _worst_tile(squares, tile)
     return Parity(
         psnr=psnr,
@@ -113,6 +110,11 @@ def compare(
         worst_tile_at=at,
         finite=finite,
     )
+
+
+def decibels(mse: float, peak: float) -> float:
+    """The peak signal-to-noise ratio of a mean squared error; infinite where it is 0."""
+    return math.inf if mse == 0 else -10 * math.log10(mse / peak**2)
 
 
 def _worst_tile(squares: npt.NDArray[np.float64], tile: int) -> tuple[float, tuple[int, ...]]:

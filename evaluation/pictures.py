@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pikfix.evaluation.errors import EvaluationError
+from pikfix.evaluation.siblings import (
+    SiblingRange,
+    jitter_colors,
+    random_affine,
+    random_jitter,
+)
 from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
 from pikfix.photos import open_picture
 
@@ -22,22 +27,11 @@ CROP = 256
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
-@dataclass(frozen=True)
-class SiblingRange:
-    """How far a sibling reference departs from its photo; each value is drawn evenly.
-
-    A hue that differs from the truth's would cap the score of a perfect transfer, so that the
-    colour jitter of the evaluation is milder than that of training.
-    """
-
-    crop: tuple[float, float] = (0.75, 1.0)  # side relative to the photo's short side
-    rotation: float = 12.0  # degrees either way
-    scale: tuple[float, float] = (0.9, 1.1)
-    shear: float = 5.0  # degrees either way
-    shift: float = 0.08  # of the side, either way
-    hue: float = 6.0  # degrees in the ab plane, either way
-    saturation: tuple[float, float] = (0.9, 1.1)
-    contrast: tuple[float, float] = (0.85, 1.15)
+SIBLINGS = SiblingRange(
+    rotation=12, shear=5, scale=0.1, shift=0.08, hue=6, saturation=0.1, contrast=0.15
+)
+"""A hue that differs from the truth's would cap the score of a perfect transfer, so that the jitter
+of the evaluation is milder than that of training."""
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -96,37 +90,25 @@ def compose(luminance: Tensor, ab: Tensor) -> Tensor:
     return lab_to_rgb(torch.cat((luminance, ab.clamp(-1, 1))))
 
 
-def sibling(photo: Tensor, rng: np.random.Generator, limits: SiblingRange | None = None) -> Tensor:
-    """Return another crop of a resized photo, under an affine map and colour jitter, [3, 256, 256].
+def sibling(
+    photo: Tensor,
+    rng: np.random.Generator,
+    limits: SiblingRange = SIBLINGS,
+    crop: tuple[float, float] = (0.75, 1.0),
+) -> Tensor:
+    """Another crop of a resized photo, under an affine map and color jitter, [3, 256, 256].
 
-    After Pik-Fix (Xu et al., WACV 2023, sec. 4), with the narrower ranges of `SiblingRange`.
+    crop: range of its side, relative to the photo's short side.
     """
-    limits = limits or SiblingRange()
     height, width = photo.shape[-2:]
-    side = round(min(height, width) * rng.uniform(*limits.crop))
+    side = round(min(height, width) * rng.uniform(*crop))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    crop = photo[None, :, top : top + side, left : left + side]
-    grid = F.affine_grid(_affine(rng, limits), [1, 3, CROP, CROP], align_corners=False)
-    moved = F.grid_sample(crop, grid, padding_mode="reflection", align_corners=False)[0]
-    lab = rgb_to_lab(moved.clamp(0, 1))
-    turn = np.radians(rng.uniform(-limits.hue, limits.hue))
-    factor = rng.uniform(*limits.saturation)
-    a = factor * (np.cos(turn) * lab[1] - np.sin(turn) * lab[2])
-    b = factor * (np.sin(turn) * lab[1] + np.cos(turn) * lab[2])
-    mean = lab[0].mean()
-    lightness = (mean + rng.uniform(*limits.contrast) * (lab[0] - mean)).clamp(-1, 1)
-    return lab_to_rgb(torch.stack((lightness, a, b)))
-
-
-def _affine(rng: np.random.Generator, limits: SiblingRange) -> Tensor:
-    """Map of output to input coordinates in [-1, 1], [1, 2, 3]."""
-    angle = np.radians(rng.uniform(-limits.rotation, limits.rotation))
-    shear = np.tan(np.radians(rng.uniform(-limits.shear, limits.shear)))
-    zoom = 1 / rng.uniform(*limits.scale)
-    shift = rng.uniform(-2 * limits.shift, 2 * limits.shift, 2)
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = zoom * rotation @ np.array([[1.0, shear], [0.0, 1.0]])
-    return torch.tensor(np.column_stack([matrix, shift])[None], dtype=torch.float32)
+    window = photo[None, :, top : top + side, left : left + side]
+    affine = torch.from_numpy(random_affine(1.0, rng, limits))[None]
+    grid = F.affine_grid(affine, [1, 3, CROP, CROP], align_corners=False)
+    moved = F.grid_sample(window, grid, padding_mode="reflection", align_corners=False)
+    jitter = torch.from_numpy(random_jitter(1.0, rng, limits))[:, None]
+    return lab_to_rgb(jitter_colors(rgb_to_lab(moved.clamp(0, 1)), *jitter))[0]
 
 
 def stack_references(pictures: Sequence[Tensor]) -> Tensor:

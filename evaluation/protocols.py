@@ -1,33 +1,18 @@
-"""The four protocols: colorize, sibling, restore, full, each beside its baselines.
-
-One photo at a time, each with a random generator of its own made from the seed and the photo's
-name, so that a figure depends neither on the other photos nor on their order.
-"""
+"""The four protocols of Pik-Fix: colorize, sibling, restore, full, each beside its baselines."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Protocol as Structural
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pikfix.evaluation import baselines
-from pikfix.evaluation.choosers import ReferenceChooser
 from pikfix.evaluation.errors import EvaluationError
-from pikfix.evaluation.metrics import (
-    Metric,
-    colourfulness,
-    find_lpips,
-    mean_ciede2000,
-    psnr,
-    ssim,
-)
+from pikfix.evaluation.metrics import colorfulness, mean_ciede2000, psnr, ssim
 from pikfix.evaluation.pictures import (
     centre_crop,
     compose,
@@ -36,20 +21,11 @@ from pikfix.evaluation.pictures import (
     split_lab,
     stack_references,
 )
+from pikfix.evaluation.protocol import Figures, Measured, Photo, Protocol, by_name
 from pikfix.networks import to_working
-from pikfix.references.library import DEFAULT_COUNT
-
-ProtocolName = Literal["colorize", "sibling", "restore", "full"]
-PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
-DEFAULT_REFERENCES = DEFAULT_COUNT
-"""References given at once in `colorize` and `full`; `colorize` also reports one alone."""
-
-Figures = dict[str, float]
-Degrade = Callable[[npt.NDArray[np.float32], np.random.Generator], npt.NDArray[np.float32]]
-"""Damages a luminance [H, W] in [0, 1] (L/100) and returns one of the same kind."""
 
 
-class Colorizer(Protocol):
+class Colorizer(Structural):
     """What of `pikfix.networks.PikFix` the protocols call; shapes and ranges as there."""
 
     @property
@@ -72,243 +48,143 @@ class Colorizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of one protocol.
+class PikFixProtocol(Protocol):
+    """Parts of `Colorizer` run on one photo, and its pictures judged."""
 
-    means: figures by system ("model", "grey", "histogram_match", "input", ...), means over photos.
-    photos: one row per photo: "photo", "references", and each system's figures.
-    skipped: photos that could not be evaluated, with the reason.
-    pictures: for the contact sheet, RGB [3, 256, 256] by system, the first photos only.
-    """
+    def restored(self, model: Colorizer, luminance: Tensor) -> Tensor:
+        """A luminance [1, H, W] restored."""
+        restored = model.restoration(luminance[None].to(self.setting.device))
+        return restored[0].float().cpu().clamp(-1, 1)
 
-    protocol: str
-    checkpoint: str
-    seed: int
-    references: int
-    means: Mapping[str, Figures]
-    photos: list[dict[str, Any]]
-    skipped: list[dict[str, str]]
-    pictures: list[dict[str, Tensor]] = field(default_factory=list)
+    def colorized(self, model: Colorizer, luminance: Tensor, pictures: list[Tensor]) -> Tensor:
+        """RGB [3, H, W] of a luminance [1, H, W], colored after pictures [3, H_r, W_r]."""
+        working = to_working(luminance[None]).to(self.setting.device)
+        references = stack_references(pictures).to(self.setting.device)
+        warped, confidence = model.similarity(working, references)
+        ab = model.colorization(working, warped, confidence)
+        return compose(luminance, ab[0].float().cpu())
 
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` writes; a system that the protocol does not have is None."""
-        systems = {name: self.means.get(name) for name in ("model", *_BESIDE)}
-        extra = {name: means for name, means in self.means.items() if name not in systems}
-        return {
-            "protocol": self.protocol,
-            "count": len(self.photos),
-            "checkpoint": self.checkpoint,
-            **systems,
-            **extra,
-            "seed": self.seed,
-            "references": self.references,
-            "skipped": self.skipped,
-            "photos": self.photos,
-        }
+    def chosen(self, luminance: Tensor, path: Path) -> list[Path]:
+        """Files of the best references for a luminance, but for the photo's own."""
+        assert self.setting.choose is not None
+        ranked = self.setting.choose(luminance[None], path)
+        found = [p for p in ranked if p.resolve() != path.resolve()][: self.references]
+        if not found:
+            raise EvaluationError(f"no reference for {path.name}: no other colour photo to take")
+        return found
 
+    def damaged(self, luminance: Tensor, rng: np.random.Generator) -> Tensor:
+        """A luminance [1, H, W] with damage."""
+        assert self.setting.degrade is not None
+        light = ((luminance[0] + 1) / 2).clamp(0, 1).numpy()
+        damaged = self.setting.degrade(light, rng)
+        if damaged.shape != light.shape:
+            raise ValueError(f"the degradation turned {light.shape} into {damaged.shape}")
+        return torch.from_numpy(np.ascontiguousarray(damaged, dtype=np.float32))[None] * 2 - 1
 
-_BESIDE = ("grey", "histogram_match", "input")
-
-
-def evaluate(
-    model: Colorizer,
-    photos: Iterable[Path],
-    protocol: str,
-    *,
-    choose: ReferenceChooser | None = None,
-    degrade: Degrade | None = None,
-    references: int = DEFAULT_REFERENCES,
-    seed: int = 0,
-    checkpoint: str = "",
-    device: str | torch.device = "cpu",
-    sheet_rows: int = 0,
-) -> Evaluation:
-    """Run one protocol over photos.
-
-    Args:
-        model: in evaluation mode, on `device`.
-        photos: picture files; each is cropped to the centre 256 x 256 of its short side's 256.
-        protocol: "colorize", "sibling", "restore" or "full".
-        choose: finds references; needed by colorize and full.
-        degrade: damages a luminance; needed by restore and full.
-        references: how many references the model gets at once in colorize and full.
-        seed: of degradations and siblings.
-        checkpoint: the model's name in the report.
-        device: where the model is.
-        sheet_rows: keep the pictures of the first so many photos.
-
-    Raises:
-        ValueError: an unknown protocol, or a chooser or degradation is missing.
-        EvaluationError: none of the photos can be evaluated.
-    """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
-    if protocol in ("colorize", "full") and choose is None:
-        raise ValueError(f"protocol {protocol} needs references: give a chooser")
-    if protocol in ("restore", "full") and degrade is None:
-        raise ValueError(f"protocol {protocol} needs damaged photos: give a degradation")
-    if references < 1:
-        raise ValueError(f"references is {references}: at least 1")
-    run = _Run(model, choose, degrade, references, torch.device(device), find_lpips())
-    judge = {
-        "colorize": run.colorize,
-        "sibling": run.sibling,
-        "restore": run.restore,
-        "full": run.full,
-    }[protocol]
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    pictures: list[dict[str, Tensor]] = []
-    for path in photos:
-        rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
-        try:
-            with torch.inference_mode():
-                figures, named, shown = judge(load_resized(path), path, rng)
-        except EvaluationError as error:
-            skipped.append({"photo": path.name, "reason": str(error)})
-        else:
-            rows.append({"photo": path.name, "references": named, **figures})
-            if len(pictures) < sheet_rows:
-                pictures.append(shown)
-    if not rows:
-        reason = skipped[0]["reason"] if skipped else "there are none"
-        raise EvaluationError(f"no photo could be evaluated: {reason}")
-    return Evaluation(
-        protocol=protocol,
-        checkpoint=checkpoint,
-        seed=seed,
-        references={"sibling": 1, "restore": 0}.get(protocol, references),
-        means=_means(rows),
-        photos=rows,
-        skipped=skipped,
-        pictures=pictures,
-    )
+    def judged(
+        self, results: dict[str, Tensor], truth: Tensor, reference: Tensor, names: list[str]
+    ) -> Measured:
+        """Judge RGB pictures beside the truth."""
+        figures: dict[str, Figures] = {}
+        for name, picture in results.items():
+            figures[name] = {
+                "psnr": psnr(picture, truth),
+                "ssim": ssim(picture, truth),
+                "colourfulness": colorfulness(picture),
+                "ciede2000": mean_ciede2000(picture, truth),
+            }
+            if self.setting.lpips is not None:
+                figures[name]["lpips"] = self.setting.lpips(picture, truth)
+        figures["truth"] = {"colourfulness": colorfulness(truth)}
+        return Measured(figures, {**results, "reference": reference, "truth": truth}, names)
 
 
-_Judged = tuple[dict[str, Figures], list[str], dict[str, Tensor]]
+class Colorize(PikFixProtocol):
+    """The color of a clean photo by automatic references, all at once and the best alone."""
 
+    name = "colorize"
+    summary = "clean photo, automatic references"
+    chooses = True
 
-@dataclass(frozen=True)
-class _Run:
-    model: Colorizer
-    choose: ReferenceChooser | None
-    damage: Degrade | None
-    references: int
-    device: torch.device
-    lpips: Metric | None
-
-    def colorize(self, photo: Tensor, path: Path, rng: np.random.Generator) -> _Judged:
-        truth = centre_crop(photo)
+    def measure(self, model: Colorizer, photo: Photo, rng: np.random.Generator) -> Measured:
+        truth = centre_crop(photo.rgb)
         luminance, _ = split_lab(truth)
-        chosen = self._choose(luminance, path)
+        chosen = self.chosen(luminance, photo.path)
         pictures = [centre_crop(load_resized(p)) for p in chosen]
         results = {
-            "model": self._colour(luminance, pictures),
-            "model_one_reference": self._colour(luminance, pictures[:1]),
+            "model": self.colorized(model, luminance, pictures),
+            "model_one_reference": self.colorized(model, luminance, pictures[:1]),
             "grey": baselines.grey(luminance),
             "histogram_match": baselines.histogram_match(luminance, pictures[0]),
         }
-        names = [p.name for p in chosen]
-        return self._judge(results, truth), names, self._shown(results, truth, pictures[0])
+        return self.judged(results, truth, pictures[0], [p.name for p in chosen])
 
-    def sibling(self, photo: Tensor, path: Path, rng: np.random.Generator) -> _Judged:
-        truth = centre_crop(photo)
+
+class Sibling(PikFixProtocol):
+    """The color of a clean photo by a reference that shows the same."""
+
+    name = "sibling"
+    summary = "the reference is another crop of the photo"
+    references = 1
+
+    def measure(self, model: Colorizer, photo: Photo, rng: np.random.Generator) -> Measured:
+        truth = centre_crop(photo.rgb)
         luminance, _ = split_lab(truth)
-        reference = sibling(photo, rng)
+        reference = sibling(photo.rgb, rng)
         results = {
-            "model": self._colour(luminance, [reference]),
+            "model": self.colorized(model, luminance, [reference]),
             "grey": baselines.grey(luminance),
             "histogram_match": baselines.histogram_match(luminance, reference),
         }
-        return self._judge(results, truth), [path.name], self._shown(results, truth, reference)
+        return self.judged(results, truth, reference, [photo.path.name])
 
-    def restore(self, photo: Tensor, path: Path, rng: np.random.Generator) -> _Judged:
-        clean, _ = split_lab(centre_crop(photo))
-        damaged = self._degrade(clean, rng)
+
+class Restore(PikFixProtocol):
+    """The luminance of a damaged photo, and what becomes of a clean one."""
+
+    name = "restore"
+    summary = "damaged luminance"
+    damages = True
+
+    def measure(self, model: Colorizer, photo: Photo, rng: np.random.Generator) -> Measured:
+        clean, _ = split_lab(centre_crop(photo.rgb))
+        damaged = self.damaged(clean, rng)
         results = {
-            "model": self._restore(damaged),
+            "model": self.restored(model, damaged),
             "input": damaged,
-            "clean_input": self._restore(clean),
+            "clean_input": self.restored(model, clean),
         }
         truth = (clean + 1) / 2
         figures = {}
         for name, luminance in results.items():
             light = ((luminance + 1) / 2).clamp(0, 1)
             figures[name] = {"psnr": psnr(light, truth), "ssim": ssim(light, truth)}
-        shown = {name: baselines.grey(luminance) for name, luminance in results.items()}
-        return figures, [], {**shown, "truth": baselines.grey(clean)}
+        results["truth"] = clean
+        return Measured(figures, {name: baselines.grey(x) for name, x in results.items()}, [])
 
-    def full(self, photo: Tensor, path: Path, rng: np.random.Generator) -> _Judged:
-        truth = centre_crop(photo)
-        damaged = self._degrade(split_lab(truth)[0], rng)
-        chosen = self._choose(damaged, path)
+
+class Full(PikFixProtocol):
+    """A damaged photo restored, and colored by automatic references."""
+
+    name = "full"
+    summary = "damaged photo, automatic references"
+    chooses = damages = True
+
+    def measure(self, model: Colorizer, photo: Photo, rng: np.random.Generator) -> Measured:
+        truth = centre_crop(photo.rgb)
+        damaged = self.damaged(split_lab(truth)[0], rng)
+        chosen = self.chosen(damaged, photo.path)
         pictures = [centre_crop(load_resized(p)) for p in chosen]
-        restored = self._restore(damaged)
+        restored = self.restored(model, damaged)
         # The baselines colour the restored luminance: what is measured is the colour alone.
         results = {
-            "model": self._colour(restored, pictures),
+            "model": self.colorized(model, restored, pictures),
             "grey": baselines.grey(restored),
             "histogram_match": baselines.histogram_match(restored, pictures[0]),
             "input": baselines.grey(damaged),
         }
-        names = [p.name for p in chosen]
-        return self._judge(results, truth), names, self._shown(results, truth, pictures[0])
-
-    def _choose(self, luminance: Tensor, path: Path) -> list[Path]:
-        if self.choose is None:  # refused by evaluate
-            raise ValueError("no chooser")
-        ranked = self.choose(luminance[None], path)
-        chosen = [p for p in ranked if p.resolve() != path.resolve()][: self.references]
-        if not chosen:
-            raise EvaluationError(f"no reference for {path.name}: no other colour photo to take")
-        return chosen
-
-    def _degrade(self, luminance: Tensor, rng: np.random.Generator) -> Tensor:
-        if self.damage is None:  # refused by evaluate
-            raise ValueError("no degradation")
-        light = ((luminance[0] + 1) / 2).clamp(0, 1).numpy()
-        damaged = self.damage(light, rng)
-        if damaged.shape != light.shape:
-            raise ValueError(f"the degradation turned {light.shape} into {damaged.shape}")
-        return torch.from_numpy(np.ascontiguousarray(damaged, dtype=np.float32))[None] * 2 - 1
-
-    def _restore(self, luminance: Tensor) -> Tensor:
-        restored = self.model.restoration(luminance[None].to(self.device))
-        return restored[0].float().cpu().clamp(-1, 1)
-
-    def _colour(self, luminance: Tensor, pictures: list[Tensor]) -> Tensor:
-        working = to_working(luminance[None]).to(self.device)
-        references = stack_references(pictures).to(self.device)
-        warped, confidence = self.model.similarity(working, references)
-        ab = self.model.colorization(working, warped, confidence)
-        return compose(luminance, ab[0].float().cpu())
-
-    def _judge(self, results: dict[str, Tensor], truth: Tensor) -> dict[str, Figures]:
-        figures: dict[str, Figures] = {}
-        for name, picture in results.items():
-            figures[name] = {
-                "psnr": psnr(picture, truth),
-                "ssim": ssim(picture, truth),
-                "colourfulness": colourfulness(picture),
-                "ciede2000": mean_ciede2000(picture, truth),
-            }
-            if self.lpips is not None:
-                figures[name]["lpips"] = self.lpips(picture, truth)
-        figures["truth"] = {"colourfulness": colourfulness(truth)}
-        return figures
-
-    def _shown(
-        self, results: dict[str, Tensor], truth: Tensor, reference: Tensor
-    ) -> dict[str, Tensor]:
-        return {**results, "reference": reference, "truth": truth}
+        return self.judged(results, truth, pictures[0], [p.name for p in chosen])
 
 
-def _means(rows: list[dict[str, Any]]) -> dict[str, Figures]:
-    systems = [name for name, value in rows[0].items() if isinstance(value, dict)]
-    return {
-        name: {
-            metric: float(np.mean([row[name][metric] for row in rows])) for metric in rows[0][name]
-        }
-        for name in systems
-    }
+PROTOCOLS = by_name((Colorize, Sibling, Restore, Full))

@@ -1,4 +1,4 @@
-"""What a person and a script see of an evaluation: a table, a JSON file, a contact sheet."""
+"""The report of an evaluation: a table, a JSON file, a contact sheet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 from torch import Tensor
 
-from pikfix.evaluation.protocols import Evaluation
+from pikfix.evaluation.evaluator import Evaluation
 from pikfix.photos import write_atomically
 
 TITLES = {

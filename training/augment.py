@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pikfix.evaluation.siblings import jitter_colors, rotate_hue
 from pikfix.networks import rgb_to_lab
 from pikfix.training.dataset import Batch
 
@@ -54,23 +55,3 @@ def prepare(batch: Batch) -> Inputs:
         reference.reshape(-1, count, *reference.shape[1:]),
         batch["kinds"],
     )
-
-
-def rotate_hue(lab: Tensor, angle: Tensor) -> Tensor:
-    """Turn ab of scaled Lab `[B, 3, H, W]` by `[B]` radians; L stays."""
-    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    lightness, a, b = lab.unbind(1)
-    return torch.stack((lightness, cos * a - sin * b, sin * a + cos * b), dim=1)
-
-
-def jitter_colors(lab: Tensor, hue: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Turn, scale and stretch scaled Lab `[B, 3, H, W]`, each by its own `[B]` amount.
-
-    The contrast turns about each picture's mean L; results stay in [-1, 1].
-    """
-    lab = rotate_hue(lab, hue)
-    lightness, ab = lab[:, :1], lab[:, 1:]
-    mean = lightness.mean(dim=(2, 3), keepdim=True)
-    lightness = mean + (lightness - mean) * contrast.view(-1, 1, 1, 1)
-    ab = ab * saturation.view(-1, 1, 1, 1)
-    return torch.cat((lightness, ab), dim=1).clamp(-1, 1)

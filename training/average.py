@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from pikfix.networks import PikFix
 
-
-class Average:
+def running_average(network: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a network's weights and batch statistics.
 
-    Early on, when the weights still travel far, it forgets faster: update n uses the decay
-    min(decay, (1 + n) / (10 + n)).
+    Early on, when the weights still travel far, it forgets faster: with n models averaged, the
+    initial one included, the decay is min(decay, n / (9 + n)).
     """
 
-    def __init__(self, net: PikFix, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.model = copy.deepcopy(net).eval().requires_grad_(False)
-
     @torch.no_grad()
-    def update(self, net: PikFix) -> None:
-        """Move the average towards the weights of `net`."""
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        own, new = _tensors(self.model), _tensors(net)
-        floating = [index for index, tensor in enumerate(own) if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[i] for i in floating], [new[i] for i in floating], weight)
-        for index, tensor in enumerate(own):
-            if not tensor.is_floating_point():
-                tensor.copy_(new[index])
+    def move(own: Any, new: Any, _: Any) -> None:
+        n = int(average.n_averaged)  # on the CPU, unlike the argument
+        if own[0].is_floating_point():
+            torch._foreach_lerp_(own, new, 1 - min(decay, n / (9 + n)))
+        else:
+            torch._foreach_copy_(own, new)
 
-
-def _tensors(net: PikFix) -> list[Tensor]:
-    return [*net.parameters(), *net.buffers()]
+    average = AveragedModel(network, multi_avg_fn=move, use_buffers=True)
+    # As if the initial weights had been averaged: the first update would copy instead.
+    average.n_averaged.fill_(1)
+    return average.eval().requires_grad_(False)

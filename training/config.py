@@ -1,4 +1,4 @@
-"""What a training run is made of: frozen groups of options that go into every checkpoint."""
+"""The options of a training run: frozen groups of options that go into every checkpoint."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ Schedule = Literal["constant", "exponential", "cosine"]
 HistogramTarget = Literal["reference", "truth"]
 Precision = Literal["fp32", "bf16"]
 
+_RENAMED = {"light": "sparse_damage_share"}
+"""Options of data by the names that older runs have stored them under."""
+
 T = TypeVar("T")
 
 
@@ -30,9 +33,10 @@ class DataConfig:
         between `crop` and the whole short side and resized to `crop`.
     degraded: share of samples whose photo is degraded; the others come clean.
     strength: of the degradation, see `DegradationConfig`.
-    light: share of the degraded samples whose damage is thinned out: each kind of it occurs u times
-        as often as otherwise, u being drawn from [0, 1]. Most kept photos are damaged in one or two
-        ways, and where everything occurs at once the traces of one thing hide under the others.
+    sparse_damage_share: share of the degraded samples whose damage is thinned out: each kind of it
+        occurs u times as often as otherwise, u being drawn from [0, 1]. Most kept photos are
+        damaged in one or two ways, and where everything occurs at once the traces of one thing hide
+        under the others.
     sibling, near, random: shares of the kind of a reference: another crop of the same photo, one
         of the `neighbours` nearest photos, any other photo. They are normalised to sum to 1.
     references: most references per sample; every batch draws its number from 1 to this.
@@ -41,14 +45,14 @@ class DataConfig:
     jitter: strength of the colour jitter of siblings (1: hue +-20 degrees, saturation 0.8 to 1.2,
         contrast 0.75 to 1.25).
     affine: strength of the affine map of siblings (1: rotation +-25 degrees, scale 0.8 to 1.2,
-        shear +-8 degrees, shift +-20 %).
+        shear +-8 degrees, shift +-10 %).
     """
 
     crop: int = 128
     side: int = 288
     degraded: float = 0.7
     strength: float = 1.0
-    light: float = 0.0
+    sparse_damage_share: float = 0.0
     sibling: float = 0.5
     near: float = 0.35
     random: float = 0.15
@@ -65,7 +69,7 @@ class DataConfig:
             raise ValueError(f"side is {self.side}: it must be at least the crop, {self.crop}")
         if self.references < 1 or self.neighbours < 1:
             raise ValueError("references and neighbours must be at least 1")
-        for name in ("degraded", "light", "hue_rotation"):
+        for name in ("degraded", "sparse_damage_share", "hue_rotation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be in [0, 1]")
         if min(self.sibling, self.near, self.random) < 0 or not self._reference_sum > 0:
@@ -203,29 +207,20 @@ class TrainConfig:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must be at least 0")
 
-    @property
-    def trains_color(self) -> bool:
-        """Whether the colour path is run at all."""
-        return bool({"similarity", "colorization"} & set(self.parts))
-
-    @property
-    def trains_restoration(self) -> bool:
-        """Whether the restoration has losses of its own."""
-        return bool({"restoration", TONE} & set(self.parts))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`, also after a trip through JSON.
+        """The inverse of `to_dict`, also after a trip through JSON and under older names.
 
         Raises:
             ValueError: unknown fields or values that no run can have.
         """
+        data = {_RENAMED.get(key, key): value for key, value in values.get("data", {}).items()}
         groups = {
-            "data": _group(DataConfig, values.get("data", {})),
+            "data": _group(DataConfig, data),
             "loss": _group(LossConfig, values.get("loss", {})),
             "optimizer": _group(OptimizerConfig, values.get("optimizer", {})),
         }
@@ -259,7 +254,7 @@ def preset(name: str) -> TrainConfig:
         )
     return TrainConfig(
         network=network,
-        data=DataConfig(light=0.5),
+        data=DataConfig(sparse_damage_share=0.5),
         loss=LossConfig(luminance=0.3, detail=1.0, discriminator_width=32),
     )
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pikfix.evaluation.siblings import NO_AFFINE, NO_JITTER, random_affine, random_jitter
 from pikfix.training.config import DataConfig
 from pikfix.training.degradation import DegradationConfig, degrade
 from pikfix.training.photo_store import PhotoStore, Pixels
@@ -22,17 +23,6 @@ SIBLING, NEAR, RANDOM = 0, 1, 2
 
 _BATCH_STREAM = 1 << 32
 """Sample index of the generator that draws what a whole batch shares."""
-
-_ROTATION = np.deg2rad(25)
-_SHEAR = np.deg2rad(8)
-_SCALE = 0.2
-_SHIFT = 0.2
-_HUE = np.deg2rad(20)
-_SATURATION = 0.2
-_CONTRAST = 0.25
-
-_UNIT_AFFINE = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
-_NO_JITTER = np.array([0, 1, 1], dtype=np.float32)
 
 Batch = dict[str, Tensor]
 """Tensors of one step, R being the same for all its samples:
@@ -122,7 +112,7 @@ class TrainingBatches(Dataset[Batch]):
         old = luminance
         if degraded:
             settings = DegradationConfig(strength=config.strength)
-            if config.light and rng.random() < config.light:
+            if config.sparse_damage_share and rng.random() < config.sparse_damage_share:
                 settings = settings.thinned(float(rng.random()))
             old = degrade(luminance, rng, settings).image
         kinds = self._kinds(rng, references)
@@ -131,8 +121,8 @@ class TrainingBatches(Dataset[Batch]):
             other = self._reference(photo, int(kind), rng)
             crops.append(random_crop(self.store[other], config.crop, rng))
             sibling = kind == SIBLING
-            affines.append(random_affine(config.affine, rng) if sibling else _UNIT_AFFINE)
-            jitters.append(random_jitter(config.jitter, rng) if sibling else _NO_JITTER)
+            affines.append(random_affine(config.affine, rng) if sibling else NO_AFFINE)
+            jitters.append(random_jitter(config.jitter, rng) if sibling else NO_JITTER)
         rotated = bool((kinds == SIBLING).all()) and rng.random() < config.hue_rotation
         return {
             "truth": _channels_first(truth),
@@ -206,23 +196,6 @@ def _linear_table() -> npt.NDArray[np.float32]:
 
 
 _LINEAR = _linear_table()
-
-
-def random_affine(strength: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """A map `[2, 3]` from output to input positions in [-1, 1]: rotation, scale, shear, shift."""
-    angle, shear, scale = rng.uniform(-strength, strength, 3) * (_ROTATION, _SHEAR, _SCALE)
-    shift = rng.uniform(-strength, strength, 2) * _SHIFT
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = rotation @ np.array([[1, np.tan(shear)], [0, 1]]) / (1 + scale)
-    matrix: npt.NDArray[np.float32] = np.hstack((linear, shift[:, None])).astype(np.float32)
-    return matrix
-
-
-def random_jitter(strength: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Hue in radians, and factors of saturation and contrast."""
-    drawn = rng.uniform(-strength, strength, 3) * (_HUE, _SATURATION, _CONTRAST)
-    jitter: npt.NDArray[np.float32] = (drawn + _NO_JITTER).astype(np.float32)
-    return jitter
 
 
 def _channels_first(image: Pixels) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run tells: CSV files, TensorBoard events, a progress bar or plain lines."""
+"""The logs of a run: CSV files, TensorBoard events, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -51,16 +51,25 @@ class Csv:
 
 
 class Logs:
-    """The logs of one run; only the first process of several writes them."""
+    """The logs of one run; only the first process of several writes them.
 
-    def __init__(self, folder: Path, terms: tuple[str, ...], resumed_at: int | None) -> None:
-        training = (
-            *("step", "epoch", "minutes", "images_per_second", "learning_rate", "temperature"),
-            *("gradient_norm", "skipped", "total", *terms, "discriminator"),
-        )
+    Args:
+        folder: of the run.
+        values, measures: further columns of training.csv and of validation.csv.
+        resumed_at: see `Csv`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        values: tuple[str, ...],
+        measures: tuple[str, ...],
+        resumed_at: int | None,
+    ) -> None:
+        training = ("step", "epoch", "minutes", "images_per_second", "learning_rate", *values)
         self._training = Csv(folder / "training.csv", training, resumed_at)
         self._validation = Csv(
-            folder / "validation.csv", ("step", "minutes", *MEASURES), resumed_at
+            folder / "validation.csv", ("step", "minutes", *measures), resumed_at
         )
         self._events = SummaryWriter(
             str(folder / "tensorboard"),
@@ -74,13 +83,18 @@ class Logs:
             self._events.add_scalar(f"training/{name}", value, step)
 
     def validation(
-        self, step: int, minutes: float, values: Mapping[str, float], grid: npt.NDArray[np.uint8]
+        self,
+        step: int,
+        minutes: float,
+        values: Mapping[str, float],
+        grid: npt.NDArray[np.uint8] | None,
     ) -> None:
-        """Log measures and the picture grid `[H, W, 3]`."""
+        """Log measures and a picture grid `[H, W, 3]`."""
         self._validation.write({"step": step, "minutes": minutes, **values})
         for name, value in values.items():
             self._events.add_scalar(f"validation/{name}", value, step)
-        self._events.add_image("validation/grid", grid, step, dataformats="HWC")
+        if grid is not None:
+            self._events.add_image("validation/grid", grid, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Bring the events to disk."""
@@ -89,21 +103,6 @@ class Logs:
     def close(self) -> None:
         """End the logs."""
         self._events.close()
-
-
-MEASURES = (
-    "psnr",
-    "psnr_one_reference",
-    "psnr_sibling",
-    "psnr_grey",
-    "psnr_ab",
-    "colorfulness",
-    "colorfulness_truth",
-    "restored_psnr",
-    "degraded_psnr",
-    "clean_psnr",
-)
-"""Columns of validation.csv, see `validation.Validator`."""
 
 
 def _number(value: float) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from pikfix.networks import save_checkpoint
 from pikfix.training import schedule
-from pikfix.training.config import TERMS, TrainConfig
-from pikfix.training.dataset import Batch, TrainingBatches, batches_from
-from pikfix.training.errors import TrainingError
+from pikfix.training.config import OptimizerConfig
+from pikfix.training.dataset import Batch, batches_from
+from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.logs import Logs, Meter, Reporter
-from pikfix.training.objective import Objective, TrainingModule
 from pikfix.training.signals import catch_signals
+from pikfix.training.stage import Stage
 from pikfix.training.state import State, save_state
 from pikfix.training.update import Updater, agree
-from pikfix.training.validation import Validator, save_grid
+from pikfix.training.validation import save_grid
 
 MAX_BAD_STEPS = 5
 """A run stops after this many steps in a row without a finite gradient."""
@@ -65,46 +63,42 @@ class Result:
 
 
 class Trainer:
-    """Trains one module; `run` may be called once.
+    """Trains one stage; `run` may be called once.
 
     Args:
-        fabric: launched.
-        config: of the run.
+        stage: what is trained, on no device yet.
+        optimizer: its options.
         budget: of the run.
+        fabric: launched.
         folder: of the run; exists.
-        module: what is trained, on no device yet.
-        discriminator: for the adversarial term, or None.
-        objective: the losses; uses the same discriminator.
-        dataset: batches by step.
-        validator: or None.
         reporter: tells how it goes.
-        facts: plain values that identify the data, stored in every state.
+        seed: of everything random in a step.
+        config, facts: plain values that decide what the run computes and that identify its
+            material, stored in every state.
     """
 
     def __init__(
         self,
+        stage: Stage,
+        optimizer: OptimizerConfig,
+        budget: Budget,
         *,
         fabric: Fabric,
-        config: TrainConfig,
-        budget: Budget,
         folder: Path,
-        module: TrainingModule,
-        discriminator: nn.Module | None,
-        objective: Objective,
-        dataset: TrainingBatches,
-        validator: Validator | None,
         reporter: Reporter,
-        facts: dict[str, Any],
+        seed: int = 0,
+        config: Mapping[str, Any] = {},
+        facts: Mapping[str, Any] = {},
     ) -> None:
-        self.fabric = fabric
-        self.config = config
+        self.stage = stage
+        self.optimizer = optimizer
         self.budget = budget
+        self.fabric = fabric
         self.folder = folder
-        self.dataset = dataset
-        self.validator = validator
         self.reporter = reporter
+        self.config = config
         self.facts = facts
-        self.update = Updater(fabric, config, module, discriminator, objective)
+        self.update = Updater(fabric, stage, optimizer, seed)
 
         self.step = 0
         self.minutes = 0.0
@@ -118,7 +112,7 @@ class Trainer:
     def state(self) -> State:
         """Everything a resumed run needs: tensors and plain values only."""
         state: State = {
-            "config": json.dumps(self.config.to_dict()),
+            "config": json.dumps(self.config),
             "facts": json.dumps(self.facts),
             "step": self.step,
             "minutes": self.minutes,
@@ -129,12 +123,22 @@ class Trainer:
         return state
 
     def restore(self, state: State) -> None:
-        """Continue where `state` was taken."""
-        self.step = state["step"]
-        self.minutes = state["minutes"]
-        self.bad_steps = state["bad_steps"]
-        self.best = state["best"]
-        self.update.restore(state)
+        """Continue where `state` was taken.
+
+        Raises:
+            TrainingError: it is of another network, or of a version that built this one otherwise.
+        """
+        try:
+            self.update.restore(state)
+            self.step = state["step"]
+            self.minutes = state["minutes"]
+            self.bad_steps = state["bad_steps"]
+            self.best = state["best"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"the run in {self.folder} does not fit this version's networks "
+                f"({in_one_line(error)}): start another with --init and its model.safetensors"
+            ) from error
 
     # -- schedules -----------------------------------------------------------------------------
 
@@ -145,13 +149,8 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Of the coming step."""
-        epoch = self.step * self.config.optimizer.batch // len(self.dataset.store)
-        return schedule.learning_rate(self.config.optimizer, self.step, epoch, self.progress)
-
-    def temperature(self) -> float:
-        """Of the coming step's correlation."""
-        final = self.config.network.temperature
-        return schedule.temperature(self.config.optimizer, final, self.progress)
+        epoch = self.step * self.optimizer.batch // self.stage.photos
+        return schedule.learning_rate(self.optimizer, self.step, epoch, self.progress)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -176,10 +175,18 @@ class Trainer:
     def _logs(self, resumed: bool) -> Logs | None:
         if not self.fabric.is_global_zero:
             return None
-        return Logs(self.folder, TERMS, self.step if resumed else None)
+        stage = self.stage
+        annealed = stage.anneal(stage.network, self.progress)
+        critics = (critic.name for critic in stage.critics)
+        return Logs(
+            self.folder,
+            (*annealed, "gradient_norm", "skipped", "total", *stage.weights, *critics),
+            tuple(stage.measures),
+            self.step if resumed else None,
+        )
 
     def _train(self, workers: int, logs: Logs | None) -> str:
-        with contextlib.closing(batches_from(self.dataset, self.step, workers)) as batches:
+        with contextlib.closing(batches_from(self.stage.data, self.step, workers)) as batches:
             return self._train_on(batches, logs)
 
     def _train_on(self, batches: Iterator[Batch], logs: Logs | None) -> str:
@@ -201,10 +208,10 @@ class Trainer:
             now = time.monotonic()
             self.minutes += (now - clock) / 60
             clock = now
-            images = self.config.optimizer.batch
+            images = self.optimizer.batch
             rate = window * images / max(now - window_started, 1e-9)
             if self.fabric.is_global_zero:
-                shown = {k: v for k, v in values.items() if k in ("total", "luminance", "chroma")}
+                shown = {k: v for k, v in values.items() if k in ("total", *self.stage.shown)}
                 self.reporter.step(self.step, self.minutes, rate, shown)
             if self.step % self.budget.log_steps == 0:
                 self._log(logs, meter, rate)
@@ -213,7 +220,7 @@ class Trainer:
                 self._save()
                 saved_at = self.step
                 next_save = time.monotonic() + 60 * self.budget.checkpoint_minutes
-            if self.validator is not None and self._agree(now >= next_validation):
+            if self.stage.measures and self._agree(now >= next_validation):
                 if saved_at != self.step:
                     self._save()
                     saved_at = self.step
@@ -223,7 +230,7 @@ class Trainer:
         self._log(logs, meter, None)
         if saved_at != self.step:
             self._save(final=True)
-        if self.validator is not None and reason == "finished":
+        if self.stage.measures and reason == "finished":
             self._validate(logs)
         return reason
 
@@ -242,8 +249,9 @@ class Trainer:
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """One update of all weights; returns the logged values."""
-        rate, temperature = self.learning_rate(), self.temperature()
-        values, updated = self.update(batch, self.step, rate, temperature)
+        rate = self.learning_rate()
+        annealed = self.stage.anneal(self.stage.network, self.progress)
+        values, updated = self.update(batch, self.step, rate)
         if updated:
             self.bad_steps = 0
         else:
@@ -251,11 +259,7 @@ class Trainer:
             # What is not finite would spoil the means of the log.
             values = {}
         self.step += 1
-        return values | {
-            "learning_rate": rate,
-            "temperature": temperature,
-            "skipped": float(not updated),
-        }
+        return values | annealed | {"learning_rate": rate, "skipped": float(not updated)}
 
     def _skip(self) -> None:
         self.bad_steps += 1
@@ -273,7 +277,7 @@ class Trainer:
         values = meter.read()
         if logs is None or not values:
             return
-        epoch = self.step * self.config.optimizer.batch / len(self.dataset.store)
+        epoch = self.step * self.optimizer.batch / self.stage.photos
         values |= {"epoch": epoch, "minutes": self.minutes}
         if rate is not None:
             values["images_per_second"] = rate
@@ -301,43 +305,37 @@ class Trainer:
             self.failed_saves = 0
 
     def export(self, path: Path, measures: dict[str, float] | None = None) -> None:
-        """Write the averaged network as a pikfix checkpoint.
-
-        Its configuration carries the temperature it was trained with so far.
-        """
-        temperature = self.temperature()
-        model = self.update.average.model
-        model.config = dataclasses.replace(self.config.network, temperature=temperature)
+        """Write the averaged network as a checkpoint, annealed as far as the run has come."""
         metadata = {
-            "training": json.dumps(self.config.to_dict()),
             "steps": str(self.step),
             "minutes": f"{self.minutes:.1f}",
-            "photos": str(len(self.dataset.store)),
+            "photos": str(self.stage.photos),
         }
         if measures:
             metadata["validation"] = json.dumps(measures)
-        save_checkpoint(model, path, metadata)
+        self.stage.save(self._averaged(), path, metadata)
+
+    def _averaged(self) -> nn.Module:
+        network = self.update.average.module
+        self.stage.anneal(network, self.progress)
+        return network
 
     def _validate(self, logs: Logs | None) -> None:
         """Measure the averaged network; only the first process does."""
-        if self.fabric.is_global_zero and self.validator is not None and logs is not None:
-            net = self.update.average.model
-            net.similarity.temperature = self.temperature()
-            figures = self.validator.measure(
-                net, self.config.trains_restoration, self.config.trains_color
-            )
-            logs.validation(self.step, self.minutes, figures.measures, figures.grid)
-            try:
-                save_grid(self.folder / "grids" / f"step_{self.step:07d}.jpg", figures)
-            except OSError as error:
-                self._say_unwritten("the picture grid", error)
-            text = ", ".join(f"{name} {value:.2f}" for name, value in figures.measures.items())
-            self.reporter.say(f"validation at step {self.step}: {text}")
-            score = figures.measures.get("psnr", figures.measures.get("restored_psnr", 0.0))
-            if score > self.best:
-                self.best = score
+        if logs is not None:
+            found = self.stage.validate(self._averaged())
+            logs.validation(self.step, self.minutes, found.measures, found.grid)
+            if found.grid is not None:
                 try:
-                    self.export(self.folder / "best.safetensors", figures.measures)
+                    save_grid(self.folder / "grids" / f"step_{self.step:07d}.jpg", found.grid)
+                except OSError as error:
+                    self._say_unwritten("the picture grid", error)
+            text = ", ".join(f"{name} {value:.2f}" for name, value in found.measures.items())
+            self.reporter.say(f"validation at step {self.step}: {text}")
+            if found.score > self.best:
+                self.best = found.score
+                try:
+                    self.export(self.folder / "best.safetensors", found.measures)
                 except OSError as error:
                     self._say_unwritten("best.safetensors", error)
         self.fabric.barrier()

@@ -21,16 +21,15 @@ from pikfix.kernels import cpu
 from pikfix.networks import CheckpointError, PikFix, load_checkpoint
 from pikfix.training.config import PARTS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.features import FeatureNet, load_feature_net
 from pikfix.training.logs import Reporter
 from pikfix.training.loop import Budget, Result, Trainer
-from pikfix.training.losses import PatchDiscriminator
 from pikfix.training.neighbours import Table, descriptors, load_table, nearest, save_table
-from pikfix.training.objective import Objective, TrainingModule
 from pikfix.training.photo_store import PhotoStore, open_photos
+from pikfix.training.stages import Material, stage_of
 from pikfix.training.state import State, has_state, load_state
-from pikfix.training.validation import Validator
+from pikfix.training.validation import Validation
 
 _SKIPPED_SHOWN = 10
 
@@ -116,7 +115,14 @@ def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list
             )
         return None, []
     state, warnings = load_state(folder)
-    changed = differences(json.loads(state["config"]), json.loads(json.dumps(config.to_dict())))
+    try:
+        begun = TrainConfig.from_dict(json.loads(state["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"the run in {folder} was begun by another version ({in_one_line(error)}): start "
+            "another with --init and its model.safetensors"
+        ) from error
+    changed = differences(begun.to_dict(), config.to_dict())
     if changed:
         raise TrainingError(
             f"the run in {folder} has another configuration ({'; '.join(changed)}): resume it with "
@@ -151,7 +157,6 @@ def _train(
     features = None
     if options.feature_weights is not None:
         features = load_feature_net(options.feature_weights)
-    _tell_missing_terms(config, features, say)
     table = _neighbours(config, options, store, features, say=say, write=first)
     facts = {
         "photos": store.fingerprint,
@@ -168,15 +173,27 @@ def _train(
                 f"({'; '.join(changed)}): give it what it had, or start another run with --init"
             )
 
-    trainer = _trainer(
-        config=config,
-        options=options,
-        fabric=fabric,
+    material = _material(
+        config,
+        options,
+        fabric,
         store=store,
         table=table,
         validation=validation,
         features=features,
+    )
+    stage = stage_of(material)
+    for name in stage.left_out:
+        say(f"no feature weights (--feature-weights): the {name} term is left out")
+    trainer = Trainer(
+        stage,
+        config.optimizer,
+        options.budget,
+        fabric=fabric,
+        folder=options.folder,
         reporter=reporter,
+        seed=config.seed,
+        config=config.to_dict(),
         facts=facts,
     )
     if state is not None:
@@ -188,30 +205,21 @@ def _train(
     return trainer.run(options.workers, resumed=state is not None)
 
 
-def _trainer(
-    *,
+def _material(
     config: TrainConfig,
     options: RunOptions,
     fabric: Fabric,
+    *,
     store: PhotoStore,
     table: Table,
     validation: PhotoStore | None,
     features: FeatureNet | None,
-    reporter: Reporter,
-    facts: dict[str, Any],
-) -> Trainer:
+) -> Material:
     torch.manual_seed(config.seed)
     net = PikFix(config.network)
     if not options.resume:
         for part, path in options.init:
             _init(net, part, path)
-    distils = config.loss.distillation > 0 and features is not None
-    module = TrainingModule(
-        net, config, features.channels if distils and features is not None else None
-    )
-    discriminator = None
-    if config.loss.adversarial > 0 and "colorization" in config.parts:
-        discriminator = PatchDiscriminator(config.loss.discriminator_width)
     dataset = TrainingBatches(
         store,
         table,
@@ -221,9 +229,9 @@ def _trainer(
         rank=fabric.global_rank,
         world=fabric.world_size,
     )
-    validator = None
+    measured = None
     if validation is not None:
-        validator = Validator(
+        measured = Validation(
             store=validation,
             pool=store,
             table=_validation_table(validation, store, features, config.data.references),
@@ -235,19 +243,7 @@ def _trainer(
         )
     if features is not None:
         features = features.to(fabric.device)
-    return Trainer(
-        fabric=fabric,
-        config=config,
-        budget=options.budget,
-        folder=options.folder,
-        module=module,
-        discriminator=discriminator,
-        objective=Objective(config.loss, features, discriminator),
-        dataset=dataset,
-        validator=validator,
-        reporter=reporter,
-        facts=facts,
-    )
+    return Material(net, config, dataset, features, measured)
 
 
 def _fabric(config: TrainConfig, options: RunOptions) -> Fabric:
@@ -353,17 +349,6 @@ def _write_skipped(path: Path, store: PhotoStore) -> None:
     writer.writerow(("file", "reason"))
     writer.writerows((item.name, item.reason) for item in store.skipped)
     path.write_text(buffer.getvalue(), encoding="utf-8")
-
-
-def _tell_missing_terms(config: TrainConfig, features: FeatureNet | None, say: Say) -> None:
-    if features is not None:
-        return
-    for name, used in (
-        ("perceptual", config.trains_restoration),
-        ("distillation", config.trains_color),
-    ):
-        if used and getattr(config.loss, name) > 0:
-            say(f"no feature weights (--feature-weights): the {name} term is left out")
 
 
 def _silence(_: str) -> None:

@@ -13,7 +13,7 @@ from pikfix.evaluation.baselines import grey, histogram_match, match_channel
 from pikfix.evaluation.metrics import (
     PSNR_CAP,
     ciede2000,
-    colourfulness,
+    colorfulness,
     find_lpips,
     mean_ciede2000,
     psnr,
@@ -65,13 +65,13 @@ def test_ssim_is_skimages_gaussian_ssim(pair):
     assert ssim(pair[1], pair[1]) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_colourfulness(pair):
+def test_colorfulness(pair):
     picture = channels_last(pair[1]) * 255
     rg = picture[..., 0] - picture[..., 1]
     yb = 0.5 * (picture[..., 0] + picture[..., 1]) - picture[..., 2]
     expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
-    assert colourfulness(pair[1]) == pytest.approx(expected, rel=1e-9)
-    assert colourfulness(grey(split_lab(pair[1])[0])) < 0.2  # the white point is rounded
+    assert colorfulness(pair[1]) == pytest.approx(expected, rel=1e-9)
+    assert colorfulness(grey(split_lab(pair[1])[0])) < 0.2  # the white point is rounded
 
 
 # Sharma, Wu and Dalal 2005, table 1: pairs 1, 4, 7, 9, 14, 17, 20 and 34.

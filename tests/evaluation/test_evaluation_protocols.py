@@ -13,9 +13,9 @@ from skimage import color, data
 
 from pikfix.evaluation.choosers import LuminanceChooser
 from pikfix.evaluation.errors import EvaluationError
+from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.metrics import psnr
 from pikfix.evaluation.pictures import (
-    SiblingRange,
     centre_crop,
     compose,
     find_pictures,
@@ -23,8 +23,10 @@ from pikfix.evaluation.pictures import (
     sibling,
     split_lab,
 )
-from pikfix.evaluation.protocols import PROTOCOLS, evaluate
+from pikfix.evaluation.protocol import Measured, Protocol
+from pikfix.evaluation.protocols import PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
+from pikfix.evaluation.siblings import SiblingRange
 from pikfix.networks import PikFix
 
 
@@ -42,7 +44,8 @@ def chooser(references):
 def run(photos, chooser, model):
     def call(protocol, model=model, **options):
         settings = {"choose": chooser, "degrade": damage, "references": 2, **options}
-        return evaluate(model, settings.pop("files", find_pictures(photos)), protocol, **settings)
+        files = settings.pop("files", find_pictures(photos))
+        return evaluate(model, files, PROTOCOLS[protocol], **settings)
 
     return call
 
@@ -173,12 +176,10 @@ def test_unreadable_photos_are_named_and_left_out(run, photos, tmp_path):
 
 def test_what_cannot_be_run_is_refused(model, photos, tmp_path):
     files = find_pictures(photos)
-    with pytest.raises(ValueError, match="unknown protocol"):
-        evaluate(model, files, "colourise")
     with pytest.raises(ValueError, match="needs references"):
-        evaluate(model, files, "colorize")
+        evaluate(model, files, PROTOCOLS["colorize"])
     with pytest.raises(ValueError, match="needs damaged photos"):
-        evaluate(model, files, "restore")
+        evaluate(model, files, PROTOCOLS["restore"])
     with pytest.raises(EvaluationError, match="no photos in"):
         find_pictures(tmp_path)
     with pytest.raises(EvaluationError, match="not a folder"):
@@ -188,7 +189,7 @@ def test_what_cannot_be_run_is_refused(model, photos, tmp_path):
     (tmp_path / "only.png").write_bytes(files[0].read_bytes())
     pool = LuminanceChooser([tmp_path / "only.png"])
     with pytest.raises(EvaluationError, match="no reference for"):
-        evaluate(model, files[:1], "colorize", choose=pool)
+        evaluate(model, files[:1], PROTOCOLS["colorize"], choose=pool)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (17, 90), (256, 256)])
@@ -217,17 +218,9 @@ def test_compose_and_split_invert_each_other(photos):
 
 def test_a_sibling_without_freedom_is_the_crop(photos):
     photo = centre_crop(load_resized(photos / "coffee.png"))
-    still = SiblingRange(
-        crop=(1.0, 1.0),
-        rotation=0,
-        scale=(1.0, 1.0),
-        shear=0,
-        shift=0,
-        hue=0,
-        saturation=(1.0, 1.0),
-        contrast=(1.0, 1.0),
-    )
-    assert psnr(sibling(photo, np.random.default_rng(0), still), photo) > 70
+    still = SiblingRange(rotation=0, shear=0, scale=0, shift=0, hue=0, saturation=0, contrast=0)
+    same = sibling(photo, np.random.default_rng(0), still, crop=(1.0, 1.0))
+    assert psnr(same, photo) > 70
 
 
 def test_a_sibling_has_the_photos_colours_elsewhere(photos):
@@ -247,3 +240,28 @@ def test_the_real_network(run, photos, smallest_config):
     result = run("full", network, files=find_pictures(photos)[:1], references=2)
     assert 3 < result.means["model"]["psnr"] < 60
     assert result.means["model"] != result.means["grey"]
+
+
+class Brightness(Protocol):
+    """A protocol that the product does not know, of a model that it does not know either."""
+
+    name = "brightness"
+    summary = "mean of a picture"
+
+    def measure(self, model, photo, rng):
+        truth = centre_crop(photo.rgb)
+        pictures = {"model": model(truth), "input": truth}
+        figures = {name: {"psnr": psnr(one, truth)} for name, one in pictures.items()}
+        return Measured(figures, pictures, [f"{rng.random():.6f}"])
+
+
+def test_a_protocol_of_another_kind_is_measured_and_reported(photos, tmp_path):
+    result = evaluate(lambda rgb: rgb + 0.1, find_pictures(photos), Brightness, sheet_rows=1)
+    assert result.means["model"]["psnr"] == pytest.approx(20, abs=1e-4)
+    assert result.means["input"]["psnr"] == 100
+    assert len({row["references"][0] for row in result.photos}) == 3  # a stream for each photo
+    assert result.to_dict()["protocol"] == "brightness"
+    write_sheet(result, tmp_path / "sheet.png")
+    console = Console(width=120, record=True)
+    console.print(table(result))
+    assert "brightness: 3 photos" in console.export_text()

@@ -9,8 +9,9 @@ from scipy.ndimage import map_coordinates
 from skimage.color import rgb2lab
 from torch.nn import functional as F
 
+from pikfix.evaluation.siblings import jitter_colors, random_affine, rotate_hue
 from pikfix.training import neighbours
-from pikfix.training.augment import jitter_colors, prepare, rotate_hue
+from pikfix.training.augment import prepare
 from pikfix.training.config import DataConfig
 from pikfix.training.dataset import (
     NEAR,
@@ -20,7 +21,6 @@ from pikfix.training.dataset import (
     batch_loader,
     generator,
     lightness,
-    random_affine,
     random_crop,
 )
 from pikfix.training.errors import TrainingError
@@ -129,11 +129,11 @@ def test_clean_samples_are_exact_and_degraded_ones_are_not(store, table):
         assert inputs.photo_l.abs().max() <= 1
 
 
-def test_light_damage_is_less_of_the_same(store, table):
+def test_sparse_damage_is_less_of_the_same(store, table):
     """Fewer kinds occur, down to none; without the share the samples are as they were."""
 
-    def errors(light):
-        config = dataclasses.replace(CONFIG, degraded=1.0, light=light)
+    def errors(share):
+        config = dataclasses.replace(CONFIG, degraded=1.0, sparse_damage_share=share)
         batches = TrainingBatches(store, table, config, 60, seed=0)
         batch = batches[0]
         clean = torch.from_numpy(
@@ -141,9 +141,9 @@ def test_light_damage_is_less_of_the_same(store, table):
         )
         return (batch["degraded"][:, 0] / 255 - clean).abs().mean((1, 2))
 
-    default, light = errors(0.0), errors(1.0)
-    assert float(light.median()) < 0.7 * float(default.median())
-    assert float(light.min()) < 0.004 < float(default.min())  # half a grey level and rounding
+    default, sparse = errors(0.0), errors(1.0)
+    assert float(sparse.median()) < 0.7 * float(default.median())
+    assert float(sparse.min()) < 0.004 < float(default.min())  # half a grey level and rounding
 
 
 def test_a_crop_of_the_whole_short_side_is_the_resized_photo(store):

@@ -17,11 +17,10 @@ from training_runs import SCRIPT, Quiet, assert_same, rows_of, weights_of
 
 from pikfix.networks import PikFix, load_checkpoint, read_metadata
 from pikfix.training import schedule
-from pikfix.training.average import Average
+from pikfix.training.average import running_average
 from pikfix.training.config import LossConfig, OptimizerConfig, TrainConfig
 from pikfix.training.errors import TrainingError
 from pikfix.training.features import SqueezeNet
-from pikfix.training.logs import MEASURES
 
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not(config, run, tmp_path):
@@ -114,7 +113,7 @@ def test_terms_are_logged_weighted_and_can_be_switched_off(config, run, tmp_path
         other = rows_of(tmp_path / name / "training.csv")[0]
         assert other[name] == ""
         if name == "adversarial":
-            assert other["discriminator"] == ""
+            assert "discriminator" not in other
         for still in set(weights) - {name}:
             assert float(other[still]) > 0
 
@@ -142,18 +141,18 @@ def test_bf16_trains_too(config, run, tmp_path):
 def test_the_average_follows_its_definition(config):
     torch.manual_seed(0)
     net = PikFix(config().network)
-    average = Average(net, 0.9)
+    average = running_average(net, 0.9)
     name, value = next(iter(net.named_parameters()))
     expected = value.detach().double().clone()
     for n in range(12):
         with torch.no_grad():
             value.add_(0.1 * n)
-        average.update(net)
+        average.update_parameters(net)
         decay = min(0.9, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * value.detach().double()
-    ours = dict(average.model.named_parameters())[name]
+    ours = dict(average.module.named_parameters())[name]
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
-    assert not any(p.requires_grad for p in average.model.parameters())
+    assert not any(p.requires_grad for p in average.module.parameters())
 
 
 def test_schedules():
@@ -194,8 +193,9 @@ def test_validation_grid_best_model_and_logs(config, run, photo_folder, tmp_path
     folder = tmp_path / "run"
     rows = rows_of(folder / "validation.csv")
     assert [row["step"] for row in rows] == ["1", "2", "2"]
-    for name in MEASURES:
-        assert math.isfinite(float(rows[0][name])), name
+    assert {"psnr", "psnr_ab", "colorfulness", "restored_psnr", "clean_psnr"} < set(rows[0])
+    for name, value in rows[0].items():
+        assert math.isfinite(float(value)), name
     assert float(rows[0]["psnr_grey"]) == pytest.approx(float(rows[1]["psnr_grey"]))
     grid = Image.open(folder / "grids" / "step_0000002.jpg")
     assert grid.size == (7 * 64, 2 * 64)

@@ -9,23 +9,23 @@ import pytest
 import torch
 from training_runs import Quiet, rows_of, weights_of
 
-from pikfix.training import loop
 from pikfix.training.config import TrainConfig, differences, preset
 from pikfix.training.errors import TrainingError
+from pikfix.training.stages import Colors
 
 
 def poison(monkeypatch, bad_steps):
-    terms = loop.Objective.terms
+    losses = Colors.losses
     seen = []
 
     def poisoned(self, inputs, outputs):
-        result = terms(self, inputs, outputs)
+        result = losses(self, inputs, outputs)
         seen.append(1)
         if len(seen) - 1 in bad_steps:
             result["chroma"] = result["chroma"] * float("nan")
         return result
 
-    monkeypatch.setattr(loop.Objective, "terms", poisoned)
+    monkeypatch.setattr(Colors, "losses", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_skipped(config, run, tmp_path, monkeypatch):
@@ -116,11 +116,14 @@ def test_configurations_survive_json_and_refuse_nonsense():
         {"loss": {"histogram_target": "x"}},
         {"optimizer": {"learning_rate": 0}},
         {"optimizer": {"schedule": "x"}},
-        {"data": {"light": 1.5}},
+        {"data": {"sparse_damage_share": 1.5}},
         {"parts": ["decoder"]},
         {"color_input": "x"},
     ):
         with pytest.raises(ValueError, match=r"\w"):
             TrainConfig.from_dict(preset("compact").to_dict() | changes)
+    older = preset("compact").to_dict()
+    older["data"]["light"] = older["data"].pop("sparse_damage_share")
+    assert TrainConfig.from_dict(older) == preset("compact")
     with pytest.raises(ValueError, match="no tone to train"):
         TrainConfig.from_dict(preset("paper").to_dict() | {"parts": ["tone"]})
