@@ -8,6 +8,8 @@ from pikfix.training.stages.joint import Joint
 from pikfix.training.stages.restoration import Restoration
 from pikfix.training.stages.tone import Tone
 
+__all__ = ["STAGES", "Material", "PikFixStage", "stage_of"]
+
 STAGES: tuple[type[PikFixStage], ...] = (Restoration, Tone, Colors)
 """In the order of their forward passes."""
 

@@ -116,7 +116,8 @@ class PikFixStage(Stage):
         Each of the first has a row in the grid: degraded, what `measure` shows, and the truth.
         """
         assert self.validation is not None and isinstance(network, PikFix)
-        rows, pictures = [], []
+        rows: list[dict[str, float]] = []
+        pictures: list[Tensor] = []
         for sample in self.validation:
             row, tiles = self.measure(network, sample)
             rows.append(row)
