@@ -33,7 +33,7 @@ class Precision(str, Enum):
 
 
 class ColorInput(str, Enum):
-    """What the colour sub-nets see."""
+    """Luminance that the colour sub-nets see."""
 
     clean = "clean"
     restored = "restored"
@@ -41,7 +41,7 @@ class ColorInput(str, Enum):
 
 
 class Schedule(str, Enum):
-    """How the learning rate falls."""
+    """Courses of the learning rate."""
 
     constant = "constant"
     exponential = "exponential"

@@ -1,4 +1,4 @@
-"""How good the results are: metrics, baselines, protocols, and numeric parity.
+"""The quality of results: metrics, baselines, protocols, and numeric parity.
 
 Nothing is imported here, so that `pikfix.evaluation.parity` stays free of torch:
 

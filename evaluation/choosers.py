@@ -1,4 +1,4 @@
-"""How an automatic reference is found: the interface, the product's chooser, and a plain one.
+"""Choosers of automatic references: the interface, the product's chooser, and a plain one.
 
 Anything with the call signature of `ReferenceChooser` serves in the protocols.
 """

@@ -44,7 +44,7 @@ class Evaluation:
     pictures: list[dict[str, Tensor]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` writes; a system that the protocol does not have is None."""
+        """The object that `--json` writes; a system that the protocol does not have is None."""
         systems = {name: self.means.get(name) for name in _SYSTEMS}
         extra = {name: means for name, means in self.means.items() if name not in systems}
         return {

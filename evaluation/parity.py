@@ -1,4 +1,4 @@
-"""How far two computations of the same array are apart: what an exported network is held to.
+"""Numeric parity: the distance of two computations of one array, for exported networks.
 
 numpy only, so that a machine without torch can compare what a server returns.
 """

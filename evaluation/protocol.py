@@ -23,7 +23,7 @@ Degrade = Callable[[npt.NDArray[np.float32], np.random.Generator], npt.NDArray[n
 
 @dataclass(frozen=True)
 class Setting:
-    """What a protocol works with.
+    """The tools of a protocol.
 
     choose: finds references, or None.
     degrade: damages a luminance, or None.

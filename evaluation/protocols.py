@@ -26,7 +26,7 @@ from pikfix.networks import to_working
 
 
 class Colorizer(Structural):
-    """What of `pikfix.networks.PikFix` the protocols call; shapes and ranges as there."""
+    """The part of `pikfix.networks.PikFix` that the protocols call; shapes and ranges as there."""
 
     @property
     def restoration(self) -> Callable[[Tensor], Tensor]:

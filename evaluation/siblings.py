@@ -18,7 +18,7 @@ NO_JITTER = np.array([0, 1, 1], dtype=np.float32)
 
 @dataclass(frozen=True)
 class SiblingRange:
-    """How far a sibling departs from its photo, either way; each value is drawn evenly.
+    """Ranges of a sibling's departure from its photo, either way; each value is drawn evenly.
 
     rotation, shear, hue: in degrees, the hue's in the ab plane.
     scale, saturation, contrast: departures from 1.

@@ -14,7 +14,7 @@ from pikfix.training.dataset import Batch
 
 
 class Inputs(NamedTuple):
-    """What the networks and losses of one step take.
+    """Inputs of the networks and losses for one step.
 
     photo_l: `[B, 1, S, S]`, degraded or clean, L/50 - 1.
     truth_lab: `[B, 3, S, S]`, scaled Lab.

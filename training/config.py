@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a sample looks like.
+    """The make-up of a sample.
 
     crop: side of the training crops in pixels, a multiple of 32.
     side: short side that photos are decoded to, at least `crop`; crops are cut out of windows
@@ -140,7 +140,7 @@ TERMS = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How weights follow gradients.
+    """The optimizer: how weights follow gradients.
 
     batch: samples per step over all devices.
     learning_rate: peak rate of Adam; reached after `warmup` steps.

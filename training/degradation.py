@@ -41,7 +41,7 @@ STRUCTURED: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """What `degrade` may do to a picture.
+    """The choice of what `degrade` may do to a picture.
 
     strength: 0 leaves the picture as it is, 1 has the published ranges, 1.6 is heavy damage.
     skip: probability of leaving out each unstructured operation.

@@ -10,7 +10,7 @@ class TrainingError(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What another library's error says, short enough to be quoted."""
+    """The text of another library's error, short enough to be quoted."""
     said = error.strerror if isinstance(error, OSError) else None
     text = " ".join((said or str(error)).split())
     return text[:_LONGEST] or type(error).__name__

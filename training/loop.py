@@ -50,7 +50,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: `finished` (its budget is used) or `stopped` (by a signal).
+    """The end of a run: `finished` (its budget is used) or `stopped` (by a signal).
 
     first: whether this is the process, of several, that speaks for the run.
     """

@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run's material is and what it runs on; nothing here changes what it computes.
+    """The places of a run's material, and its devices; nothing here changes what it computes.
 
     photos: folder of colour photos.
     folder: of the run; made when missing.
@@ -85,7 +85,7 @@ def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = 
 
 
 def usual_precision(folder: Path, *, resume: bool, device: str) -> Precision:
-    """What a run takes unless it is told: its own when it is resumed, else what suits `device`."""
+    """The precision of a run that is told none: its own when resumed, else what suits `device`."""
     if resume:
         try:
             kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What changes in the course of a run: the learning rate and the correlation's temperature."""
+"""The schedules of a run: the learning rate and the correlation's temperature."""
 
 from __future__ import annotations
 

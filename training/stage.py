@@ -14,7 +14,7 @@ from pikfix.networks import save_checkpoint
 
 
 class Figures(NamedTuple):
-    """What a validation found.
+    """The findings of a validation.
 
     measures: means over the validation photos, by the names of `Stage.measures`.
     score: what the best weights have most of.

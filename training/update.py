@@ -18,7 +18,7 @@ from pikfix.training.state import State
 
 
 class TrainedModule(nn.Module):
-    """What a stage trains, as a module to place on devices; the rest of the network is frozen."""
+    """The trained part of a stage, to place on devices; the rest of the network is frozen."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()

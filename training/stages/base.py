@@ -1,4 +1,4 @@
-"""What the stages of Pik-Fix share: material, batches, temperature, validation."""
+"""The common part of Pik-Fix's stages: material, batches, temperature, validation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ answer for photos and first references: what the stages of a run compute of them
 
 @dataclass(frozen=True)
 class Material:
-    """What a run trains on.
+    """The network of a run and all that it trains on.
 
     features: a frozen feature net, for the perceptual and distillation terms; without one they are
         left out.
