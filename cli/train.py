@@ -13,7 +13,7 @@ import typer
 
 from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
-from pikfix.training.config import PARTS, TERMS, preset
+from pikfix.training.config import PARTS, TERMS, ColorInput, Precision, Schedule, preset
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train, usual_precision
 
@@ -23,29 +23,6 @@ class Preset(str, Enum):
 
     compact = "compact"
     paper = "paper"
-
-
-class Precision(str, Enum):
-    """Of the networks' arithmetic."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class ColorInput(str, Enum):
-    """Luminance that the colour sub-nets see."""
-
-    clean = "clean"
-    restored = "restored"
-    joint = "joint"
-
-
-class Schedule(str, Enum):
-    """Courses of the learning rate."""
-
-    constant = "constant"
-    exponential = "exponential"
-    cosine = "cosine"
 
 
 def command(
@@ -159,10 +136,8 @@ def command(
         "optimizer": {
             "batch": batch,
             "learning_rate": lr,
-            "precision": precision.value
-            if precision
-            else usual_precision(out, resume=resume, device=device.value),
-            "schedule": schedule and schedule.value,
+            "precision": precision or usual_precision(out, resume=resume, device=device.value),
+            "schedule": schedule,
         },
     }
     try:
@@ -173,7 +148,7 @@ def command(
             loss=_changed(config.loss, loss, "--loss"),
             optimizer=_changed(config.optimizer, optimizer, "--optimizer", shortcuts["optimizer"]),
             parts=tuple(part.strip() for part in parts.split(",")),
-            color_input=color_input.value if color_input else config.color_input,
+            color_input=color_input or config.color_input,
             seed=seed,
         )
     except ValueError as error:
