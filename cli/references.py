@@ -124,16 +124,18 @@ def rank(
 ) -> None:
     """Rank the library's pictures for a photo, the best first, without the photo's own copies.
 
-    Those that the photo would be colorized after are marked: of the best ones, they are those whose
+    A border around the photo is left out of the comparison, as it is out of the restoration. Those
+    that the photo would be colorized after are marked: of the best ones, they are those whose
     colours agree with the others'.
     """
     from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
-    from pikfix.references.pictures import read_picture
+    from pikfix.references.pictures import read_photo, read_picture
 
-    picture = read_picture(photo)
+    picture = read_photo(photo)
     opened = Library(library)
-    ranked = opened.rank(picture, max(top, CANDIDATES))
-    taken = [match.name for match in suitable(ranked, opened.threshold)[:DEFAULT_COUNT]]
+    ranked = opened.rank(picture or read_picture(photo), max(top, CANDIDATES))
+    fit = suitable(ranked, opened.threshold) if picture is not None else []
+    taken = [match.name for match in fit[:DEFAULT_COUNT]]
     matches = ranked[:top]
     if sheet is not None:
         from pikfix.references.sheet import write_sheet
@@ -165,7 +167,12 @@ def rank(
     for number, match in enumerate(matches, 1):
         mark = "*" if match.name in taken else " "
         print(f"{number:3d} {mark} {match.score:.4f}  {match.path}")
-    if matches and not taken:
+    if picture is None:
+        print(
+            "pikfix: this looks like text or a drawing: the server would leave it as it is",
+            file=sys.stderr,
+        )
+    elif matches and not taken:
         print(
             f"pikfix: none suits: the server would leave this photo grey (score "
             f"{opened.threshold:.4f} is needed)",
@@ -191,17 +198,20 @@ def serve_from(library: Path, count: int | None = None) -> None:
         os.environ[COUNT_VARIABLE] = str(count)
 
 
-def choose_here(library: Path, *, force: bool = False, count: int | None = None) -> References:
+def choose_here(
+    library: Path, *, force: bool = False, whole: bool = False, count: int | None = None
+) -> References:
     """Choose from a library of this machine what to send to a server elsewhere.
 
     Args:
         library: its folder.
         force: send the best even where none suits.
+        whole: choose for the whole picture, also where it has a border or is a page of text.
         count: references for a photo; the server's default where None.
 
     Returns:
-        Encoded photo -> encoded references; none where none suits, or where the photo cannot be
-        read, which the server will say.
+        Encoded photo -> encoded references; none where none suits, where the picture is a page
+        of text or a drawing, or where it cannot be read, which the server will say.
 
     Raises:
         LibraryError: the library cannot be used.
@@ -209,14 +219,16 @@ def choose_here(library: Path, *, force: bool = False, count: int | None = None)
     from pikfix.cli.runner import LibraryReference
     from pikfix.photos import PhotoError, decode_photo, read_picture_file
     from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, suitable
-    from pikfix.references.pictures import reduce_picture
+    from pikfix.references.pictures import reduce_photo
 
     opened = Library(library)
 
     def choose(photo: bytes) -> Sequence[bytes]:
         try:
-            picture = reduce_picture(decode_photo(photo).pixels)
+            picture = reduce_photo(decode_photo(photo).pixels, whole=whole)
         except PhotoError:
+            return ()
+        if picture is None:
             return ()
         ranked = opened.rank(picture, CANDIDATES)
         chosen = suitable(ranked, -math.inf if force else opened.threshold)

@@ -171,7 +171,12 @@ def command(
     _refuse_nothing(plan, photos)
     settings = Settings(
         references=_references(
-            reference or [], library, url, force=force_color, count=library_references
+            reference or [],
+            library,
+            url,
+            force=force_color,
+            whole=force_photo,
+            count=library_references,
         ),
         color=color,
         force_color=force_color,
@@ -267,11 +272,12 @@ def _references(
     url: str | None,
     *,
     force: bool,
+    whole: bool,
     count: int | None,
 ) -> References:
     if library is not None:
         if url is not None:
-            return choose_here(library, force=force, count=count)
+            return choose_here(library, force=force, whole=whole, count=count)
         # The private server chooses, while the networks work on other photos.
         serve_from(library, count)
     sent = [read_picture_file(path) for path in files]

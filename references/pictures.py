@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, read_picture_file, tint_of
+from pikfix.photos.domain import Content, find_content
 from pikfix.references import agreement
 from pikfix.references.errors import LibraryError
 
@@ -60,6 +63,24 @@ def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:
     return Picture(lab[0], tint_of(lab), agreement.palette(lab))
 
 
+def reduce_photo(pixels: npt.NDArray[Any], *, whole: bool = False) -> Picture | None:
+    """Reduce the photo in decoded pixels, as the server sees it: a border is no part of it.
+
+    Args:
+        pixels: as for :func:`reduce_picture`.
+        whole: take all of the picture for a photo, as ``force_photo`` does.
+
+    Returns:
+        None where there is no photo to colorize, but a page of text or a drawing.
+    """
+    content = Content() if whole else find_content(pixels)
+    if content.kind == "graphic":
+        return None
+    if content.rectangle is not None:
+        pixels = pixels[content.rectangle.slices]
+    return reduce_picture(pixels)
+
+
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:
     """Reduce a luminance [H, W] in L/50 - 1 of a photo that is to be colorized."""
     image = Image.fromarray(np.ascontiguousarray(luminance, dtype=np.float32), mode="F")
@@ -85,8 +106,28 @@ def read_picture(path: Path) -> Picture:
     Raises:
         LibraryError: it cannot be read as a picture.
     """
-    try:
+    with _naming(path):
         return reduce_picture(read_pixels(path))
+
+
+def read_photo(path: Path) -> Picture | None:
+    """Read the file of a photo that is to be colorized, and reduce what is within its border.
+
+    Returns:
+        None where there is no photo in it, see :func:`reduce_photo`.
+
+    Raises:
+        LibraryError: it cannot be read as a picture.
+    """
+    with _naming(path):
+        # At its own size, since that is how the server looks for the border.
+        return reduce_photo(decode_photo(read_picture_file(path)).pixels)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except PhotoError as error:
         raise LibraryError(f"{path}: {error.message}") from error
     except OSError as error:

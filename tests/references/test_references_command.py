@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from outside_photos import bordered, text_page
 from PIL import Image
 
 from pikfix.cli.main import main
@@ -74,6 +75,36 @@ def test_an_unsuitable_best_is_told(run, library, built):
     assert choose_here(library)(photo) == []
     assert len(choose_here(library, force=True)(photo)) == DEFAULT_COUNT
     assert len(choose_here(library, force=True, count=3)(photo)) == 3
+
+
+def test_a_border_is_no_part_of_the_comparison(run, library, built, tmp_path):
+    """A scan gets the references of the photo inside, as on a server; the whole one on demand."""
+    with Image.open(built[1] / "coffee_0.png") as image:
+        inside = np.asarray(image.convert("L"))
+    photo, scan = tmp_path / "photo.png", tmp_path / "scan.png"
+    Image.fromarray(inside).save(photo)
+    Image.fromarray(bordered(inside, (40, 40, 40, 40))).save(scan)
+
+    def sent(path, **settings):
+        chosen = choose_here(library, force=True, count=3, **settings)(path.read_bytes())
+        return [(one.name, one.score) for one in chosen]
+
+    assert sent(scan) == sent(photo)
+    assert sent(scan, whole=True) != sent(photo)
+    words = ("--library", library, "--json")
+    ranked = [json.loads(run("rank", path, *words)[1]) for path in (photo, scan)]
+    assert ranked[0]["references"] == ranked[1]["references"]
+    assert ranked[0]["taken"] == ranked[1]["taken"]
+
+
+def test_a_page_of_text_gets_no_references(run, library, tmp_path):
+    page = tmp_path / "page.png"
+    Image.fromarray(text_page()).save(page)
+    assert choose_here(library, force=True)(page.read_bytes()) == ()
+    assert len(choose_here(library, force=True, whole=True)(page.read_bytes())) == DEFAULT_COUNT
+    code, out, err = run("rank", page, "--library", library, "--top", 2)
+    assert (code, len(out.splitlines()), " * " in out) == (0, 2, False)
+    assert "looks like text or a drawing" in err
 
 
 def test_report_names_what_was_chosen_here_and_sent(run, library, built, tmp_path, capsys):
