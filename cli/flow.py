@@ -1,9 +1,9 @@
 """How many photos are in flight, and when one that met a passing trouble is sent again.
 
-Which troubles pass, the client's errors say themselves (``PikFixError.passing``). Here is how long
-to wait, and how a batch keeps from causing the trouble: the number of photos in flight follows
-what the server takes, and a photo that may have killed it is sent again alone, so that it cannot
-take others along for ever.
+Which troubles pass, the client's errors say themselves (``PikFixError.passing``), and how long to
+wait for room, the client's rule. Here is how long to wait for a server, and how a batch keeps from
+causing the trouble: the number of photos in flight follows what the server takes, and a photo that
+may have killed it is sent again alone, so that it cannot take others along for ever.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pikfix.client import (
     StepCrashedError,
     StepFailedError,
 )
+from pikfix.client._waits import pause_before_room
 
 _Answer = TypeVar("_Answer")
 
@@ -33,7 +34,6 @@ _Answer = TypeVar("_Answer")
 _MOST_DEATHS = 3
 # With others in flight these may be their doing: no time left, no memory left.
 _PERHAPS_LOAD = (DeadlineExceededError, StepFailedError)
-_LONGEST_PAUSE_S = 8.0
 # A supervisor needs a few seconds to notice that a step has died; until then the server seems
 # ready and is not.
 _NOTICED_AFTER_S = 10.0
@@ -133,12 +133,12 @@ class Flow:
         since = max(tries.refused_since, self._answered_at)
         if now - since > max(self.timeout, self.patience):
             raise error
-        pause = min(error.retry_after * 2**tries.refusals, _LONGEST_PAUSE_S)
+        pause = pause_before_room(error, tries.refusals)
         tries.refusals += 1
         async with self._changed:
             self.limit = max(1, min(self.limit, len(self._places)))
             self._answers = 0
-        await asyncio.sleep(pause * random.uniform(1.0, 1.5))
+        await asyncio.sleep(pause)
 
     async def _note_answer(self) -> None:
         self._answered_at = time.monotonic()

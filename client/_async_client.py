@@ -15,6 +15,7 @@ from pikfix.client._client import DEFAULT_URL
 from pikfix.client._errors import (
     DeadlineExceededError,
     ModelNotFoundError,
+    PikFixError,
     ServerNotReadyError,
     ServerUnreachableError,
 )
@@ -24,7 +25,6 @@ from pikfix.client._mapping import PHOTO_MODEL, map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 from pikfix.client._requests import (
     Request,
-    deadline_parameters,
     photo_request,
     photo_result,
     server_information,
@@ -35,6 +35,7 @@ from pikfix.client._requests import (
 )
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
+from pikfix.client._waits import Tries
 
 _Result = TypeVar("_Result")
 
@@ -51,7 +52,7 @@ class AsyncPikFixClient:
         url: ``host:port`` of the server's gRPC port.
         timeout: how long to wait.
         limits: message sizes and keepalive.
-        retry: what gRPC repeats by itself.
+        retry: what is sent again, and whether a server without room is waited for.
         tls: encryption; None connects without.
         headers: metadata to send with every call, such as a token for a proxy.
 
@@ -185,15 +186,21 @@ class AsyncPikFixClient:
         await self.close()
 
     async def _send(self, request: Request, seconds: float | None) -> Any:
-        return await self._call(
-            request.model,
-            "infer",
-            request.model,
-            request.inputs,
-            outputs=request.outputs,
-            client_timeout=seconds,
-            parameters=deadline_parameters(seconds),
-        )
+        tries = Tries(seconds, self._retry)
+        while True:
+            try:
+                return await self._call(
+                    request.model,
+                    "infer",
+                    request.model,
+                    request.inputs,
+                    outputs=request.outputs,
+                    client_timeout=tries.seconds_left,
+                    parameters=tries.parameters,
+                )
+            except PikFixError as error:
+                pause = tries.pause_after(error)
+            await asyncio.sleep(pause)
 
     async def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         self._guard.enter(model, loop=True)

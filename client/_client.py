@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from pikfix.client._errors import (
     DeadlineExceededError,
     ModelNotFoundError,
+    PikFixError,
     ServerNotReadyError,
     ServerUnreachableError,
 )
@@ -21,7 +23,6 @@ from pikfix.client._mapping import PHOTO_MODEL, map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 from pikfix.client._requests import (
     Request,
-    deadline_parameters,
     photo_request,
     photo_result,
     server_information,
@@ -32,6 +33,7 @@ from pikfix.client._requests import (
 )
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, check_url, open_channel
+from pikfix.client._waits import Tries
 
 DEFAULT_URL = "localhost:8001"
 
@@ -46,7 +48,7 @@ class PikFixClient:
         url: ``host:port`` of the server's gRPC port.
         timeout: how long to wait.
         limits: message sizes and keepalive.
-        retry: what gRPC repeats by itself.
+        retry: what is sent again, and whether a server without room is waited for.
         tls: encryption; None connects without.
         headers: metadata to send with every call, such as a token for a proxy.
 
@@ -71,7 +73,9 @@ class PikFixClient:
         self._limits = limits or Limits()
         self._headers = check_headers(headers)
         self._guard = Guard(url)
-        self._triton = open_channel(url, self._timeout, self._limits, retry or Retry(), tls)
+        self._retry = retry or Retry()
+        self._closing = threading.Event()
+        self._triton = open_channel(url, self._timeout, self._limits, self._retry, tls)
 
     @property
     def url(self) -> str:
@@ -198,6 +202,7 @@ class PikFixClient:
         """Close the connection; calls in flight are cancelled."""
         if not self._guard.closed:
             self._guard.closed = True
+            self._closing.set()
             if self._guard.at_home:
                 self._triton.close()
 
@@ -216,15 +221,21 @@ class PikFixClient:
         self.close()
 
     def _send(self, request: Request, seconds: float | None) -> Any:
-        return self._call(
-            request.model,
-            "infer",
-            request.model,
-            request.inputs,
-            outputs=request.outputs,
-            client_timeout=seconds,
-            parameters=deadline_parameters(seconds),
-        )
+        tries = Tries(seconds, self._retry)
+        while True:
+            try:
+                return self._call(
+                    request.model,
+                    "infer",
+                    request.model,
+                    request.inputs,
+                    outputs=request.outputs,
+                    client_timeout=tries.seconds_left,
+                    parameters=tries.parameters,
+                )
+            except PikFixError as error:
+                pause = tries.pause_after(error)
+            self._closing.wait(pause)
 
     def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         call: Callable[..., Any] = getattr(self._triton, method)

@@ -226,6 +226,9 @@ class ModelNotFoundError(ServerError):
 class ServerBusyError(ServerError):
     """The server's queue is full, or the request waited in it for too long.
 
+    The clients wait for room by themselves, as ``Retry`` says; this is raised where the request's
+    timeout does not last, or the policy is ``Retry.never()``.
+
     retry_after: seconds to wait at least before the same request is worth sending again, since a
         place in a queue becomes free when a photo is answered. Callers of many photos should
         double it with each refusal.

@@ -29,7 +29,8 @@ class Timeout:
     """How long to wait, in seconds.
 
     Attributes:
-        request: for a photo or a tensor request, repeats included; None waits for ever.
+        request: for a photo or a tensor request, repeats and waits for room included; None waits
+            for ever.
             A large photo on a CPU takes minutes.
         connect: for one attempt to open the connection.
         status: for ``is_ready``, ``ensure_ready`` and ``server_info``.
@@ -75,9 +76,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Retry:
-    """When gRPC sends a request again by itself.
+    """When a request is sent again without the caller's doing.
 
-    Only the status UNAVAILABLE is repeated: the connection was refused, the queue was full,
+    **A server without room** (a full queue, or too long a wait in it; ``ServerBusyError``) is
+    waited for: at first ``retry_after`` seconds, then twice as long each time up to 8, by a random
+    part more, while the request's timeout lasts. The error is raised where the next attempt would
+    come too late.
+
+    **A connection that fails** is repeated by gRPC, at once and a few times. Only the status
+    UNAVAILABLE is repeated: the connection was refused, the queue was full,
     the model was still loading - the request was turned away before work began. gRPC also
     reports a connection that broke in mid-request so; a request changes nothing on the
     server, which makes repeating it safe then too. What failed in a step, ran out of time
@@ -92,6 +99,7 @@ class Retry:
         budget_tokens: every UNAVAILABLE takes one token, and repeats stop while half of
             them or fewer are left, so that a struggling server is not flooded.
         budget_refill: tokens given back by a request that succeeds.
+        wait_for_room: wait for a server without room; False raises its refusal.
     """
 
     attempts: int = 4
@@ -100,6 +108,7 @@ class Retry:
     multiplier: float = 2.0
     budget_tokens: int = 20
     budget_refill: float = 0.5
+    wait_for_room: bool = True
 
     def __post_init__(self) -> None:
         if not _whole(self.attempts) or not 1 <= self.attempts <= 5:
@@ -108,11 +117,15 @@ class Retry:
             _positive(f"Retry.{name}", getattr(self, name))
         if not _whole(self.budget_tokens) or not 1 <= self.budget_tokens <= 1000:
             raise ValueError(f"Retry.budget_tokens must be 1 to 1000, got {self.budget_tokens!r}")
+        if not isinstance(self.wait_for_room, bool):
+            raise ValueError(  # noqa: TRY004 - wrong options have one error, whatever is wrong
+                f"Retry.wait_for_room must be True or False, got {self.wait_for_room!r}"
+            )
 
     @classmethod
     def never(cls) -> Retry:
         """Return the policy that sends every request once."""
-        return cls(attempts=1)
+        return cls(attempts=1, wait_for_room=False)
 
 
 @dataclass(frozen=True)

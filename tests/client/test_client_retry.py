@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -11,12 +13,15 @@ import pytest
 from fake_triton import QUICK, fails
 
 from pikfix.client import (
+    ClientClosedError,
     ConnectionFailedError,
     ConnectionLostError,
+    PikFixClient,
     PikFixError,
     Retry,
     ServerBusyError,
 )
+from pikfix.client._waits import pause_before_room
 
 
 def test_a_full_queue_is_tried_again(kind, server, jpeg):
@@ -40,9 +45,80 @@ def test_a_request_larger_than_grpcs_default_buffer_is_tried_again(kind, server)
 
 def test_repeats_end(kind, server, jpeg):
     fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-    with kind(server.url, retry=QUICK) as client, pytest.raises(ServerBusyError):
+    retry = dataclasses.replace(QUICK, wait_for_room=False)
+    with kind(server.url, retry=retry) as client, pytest.raises(ServerBusyError):
         client.restore(jpeg)
     assert len(server.requests) == QUICK.attempts
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Waits that do not hold a test up."""
+    monkeypatch.setattr(ServerBusyError, "retry_after", 0.02)
+
+
+NO_ROOM = [
+    (grpc.StatusCode.UNAVAILABLE, "in ensemble 'pikfix_photo', Exceeds maximum queue size"),
+    (grpc.StatusCode.UNAVAILABLE, "Request timeout expired"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received RST_STREAM with error code 11"),
+]
+
+
+@pytest.mark.parametrize(("status", "text"), NO_ROOM, ids=["full", "waited", "enhance your calm"])
+def test_a_full_queue_is_waited_for(kind, server, jpeg, quickly, status, text):
+    """More refusals than gRPC repeats, and statuses that it never does."""
+    fails(server, status, text, times=6)
+    with kind(server.url, retry=QUICK) as client:
+        assert client.restore(jpeg, timeout=20).image.size == (64, 48)
+    assert len(server.requests) == 7
+    # Every attempt has the deadline of the whole request.
+    assert len({request.SerializeToString(deterministic=True) for request in server.requests}) == 1
+
+
+def test_tensors_wait_for_room_too(kind, server, quickly):
+    fails(server, grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", times=3)
+    with kind(server.url, retry=QUICK) as client:
+        photo = np.zeros((1, 1, 32, 32), np.float32)
+        restored, _ = client.infer(photo, np.zeros((1, 1, 3, 32, 32), np.float32), timeout=20)
+    assert (restored.shape, len(server.requests)) == ((1, 1, 32, 32), 4)
+
+
+def test_waiting_for_room_ends_with_the_request(kind, server, jpeg, quickly):
+    fails(server, grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+    start = time.monotonic()
+    with kind(server.url, retry=QUICK) as client, pytest.raises(ServerBusyError):
+        client.restore(jpeg, timeout=1)
+    assert 0.3 < time.monotonic() - start < 1.5
+    # Pauses of 0.02 s, doubling: five of them fit.
+    assert 5 <= len(server.requests) <= 6
+
+
+def test_closing_ends_the_wait(server, jpeg):
+    fails(server, grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+    client = PikFixClient(server.url)
+    timer = threading.Timer(0.3, client.close)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(ClientClosedError):
+        client.restore(jpeg)
+    assert time.monotonic() - start < 0.95  # the first wait alone takes a second
+    timer.join()
+
+
+def test_the_pauses_double_up_to_a_bound():
+    error = ServerBusyError("no room")
+    bounds = [1, 2, 4, 8, 8, 8]
+    for refusals, least in enumerate(bounds):
+        pauses = [pause_before_room(error, refusals) for _ in range(50)]
+        assert least <= min(pauses) <= max(pauses) <= 1.5 * least
+        assert len(set(pauses)) > 10  # not all at once
+    assert pause_before_room(error, 10_000) <= 12
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_a_wish_that_is_neither_is_refused(value):
+    with pytest.raises(ValueError, match="wait_for_room must be True or False"):
+        Retry(wait_for_room=value)
 
 
 def test_repeats_never(kind, server, jpeg):
@@ -56,7 +132,7 @@ def test_repeats_never(kind, server, jpeg):
 
 def test_the_budget_stops_repeats_to_a_server_that_keeps_failing(kind, server, jpeg):
     fails(server, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-    retry = Retry(initial_backoff=0.01, max_backoff=0.01, budget_tokens=10)
+    retry = Retry(initial_backoff=0.01, max_backoff=0.01, budget_tokens=10, wait_for_room=False)
     with kind(server.url, retry=retry) as client:
         for _ in range(6):
             with pytest.raises(ServerBusyError):
@@ -67,7 +143,11 @@ def test_the_budget_stops_repeats_to_a_server_that_keeps_failing(kind, server, j
 
 @pytest.mark.parametrize(
     "code",
-    [code for code in grpc.StatusCode if code.name not in ("OK", "UNAVAILABLE")],
+    [
+        code
+        for code in grpc.StatusCode
+        if code.name not in ("OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED")
+    ],
     ids=lambda code: code.name,
 )
 def test_nothing_else_is_tried_again(kind, server, jpeg, code):
