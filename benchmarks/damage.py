@@ -28,7 +28,7 @@ from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.metrics import psnr
 from pikfix.evaluation.protocols import PROTOCOLS
 from pikfix.networks import PikFix, load_checkpoint
-from pikfix.references.pictures import SUFFIXES
+from pikfix.photos.search import find_pictures
 from pikfix.training.degradation import (
     DEGRADATIONS,
     STRUCTURED,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="without its suffix")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    photos = sorted(p for p in args.photos.rglob("*") if p.suffix in SUFFIXES)[: args.limit]
+    photos = sorted(find_pictures(args.photos).pictures)[: args.limit]
     models = [load_checkpoint(path) for path in args.checkpoints]
     rows = {}
     for name, config in kinds().items():

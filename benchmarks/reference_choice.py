@@ -35,9 +35,10 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.networks import PikFix, load_checkpoint, to_working
+from pikfix.photos.search import find_pictures
 from pikfix.references.builder import build_library
 from pikfix.references.library import CANDIDATES, Library, Match, suitable
-from pikfix.references.pictures import SUFFIXES, read_picture, reduce_luminance
+from pikfix.references.pictures import read_picture, reduce_luminance
 
 RANKS = 10
 TOGETHER = (1, 2, 3, 5)
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="without its suffix")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    queries = spread(sorted(p for p in args.queries.rglob("*") if p.suffix in SUFFIXES), args.limit)
+    queries = spread(sorted(find_pictures(args.queries).pictures), args.limit)
     model = load_checkpoint(args.checkpoint)
     with tempfile.TemporaryDirectory(prefix="pikfix-benchmark-") as scratch:
         folder = args.library or Path(scratch) / "library"

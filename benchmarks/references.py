@@ -27,13 +27,14 @@ from common import processor
 from PIL import Image, ImageOps
 
 from pikfix.photos import write_atomically
+from pikfix.photos.search import find_pictures
 from pikfix.references import agreement, fingerprint
 from pikfix.references.backbone import load_backbone
 from pikfix.references.builder import build_library
 from pikfix.references.errors import LibraryError
 from pikfix.references.library import SHORTLIST, Library, describe
 from pikfix.references.manifest import Manifest
-from pikfix.references.pictures import SUFFIXES, read_picture, reduce_picture
+from pikfix.references.pictures import read_picture, reduce_picture
 from pikfix.references.scoring import Layout, pool_features, score
 from pikfix.references.segments import Features, SegmentWriter, gather, open_segment
 from pikfix.references.shortlist import Shortlist, build_shortlist
@@ -43,7 +44,7 @@ Image_ = Image.Image
 
 def find(folder: Path) -> list[Path]:
     """Picture files of a folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(find_pictures(folder).pictures)
 
 
 def encoded(image: Image_, name: str, quality: int) -> Image_:

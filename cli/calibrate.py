@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from pikfix.cli.problems import CommandError
+from pikfix.cli.problems import CommandError, tell
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.pictures import (
     centre_crop,
@@ -50,7 +50,7 @@ def command(
     """
     try:
         model = load_checkpoint(checkpoint)
-        chosen = _spread(find_pictures(photos), limit)
+        chosen = _spread(find_pictures(photos, tell), limit)
     except (CheckpointError, EvaluationError) as error:
         raise CommandError(str(error)) from error
     used = 0

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pikfix.cli.choices import Strength
-from pikfix.cli.problems import CommandError, UsageError
+from pikfix.cli.problems import CommandError, UsageError, tell
 from pikfix.evaluation.choosers import LibraryChooser, ReferenceChooser
 from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.pictures import find_pictures
@@ -86,7 +86,7 @@ def command(
         raise UsageError(f"protocol {protocol.value} needs a folder of photos with --references")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CommandError("there is no CUDA device here; give --device cpu")
-    found = find_pictures(photos)[:limit]
+    found = find_pictures(photos, tell)[:limit]
     model = load_checkpoint(checkpoint, device)
     choose: ReferenceChooser | None = None
     if measured.chooses and references is not None:
@@ -129,5 +129,7 @@ def _library(references: Path, checkpoint: Path) -> Library:
         built = build_library(references, Path(folder), backbone=checkpoint)
         for one in built.left_out:
             print(f"reference left out: {one.reason}", file=sys.stderr)
+        for line in built.others:
+            tell(line)
         # What is mapped into memory stays readable when the folder is gone.
         return Library(Path(folder))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pikfix.cli.problems import UsageError, explain_os, printable
+from pikfix.cli.problems import UsageError, printable
 from pikfix.client._results import SUFFIX_FORMATS
 from pikfix.photos import why_unreadable
-from pikfix.photos.recognize import is_picture, suffixes
+from pikfix.photos.recognize import suffixes
+from pikfix.photos.search import describe_left_out, find_pictures
 
 _SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif", "webp": ".webp"}
 
@@ -43,17 +43,8 @@ class Plan:
     not_followed: int = 0
 
     def describe_left_out(self) -> str:
-        """Return what was left out, as in ``3 files left out: 2 .txt, 1 .mp4``; "" if nothing."""
-        parts = []
-        total = self.left_out.total()
-        if total:
-            most_first = sorted(self.left_out.items(), key=lambda one: (-one[1], one[0]))
-            kinds = ", ".join(f"{count} {kind}" for kind, count in most_first)
-            parts.append(f"{total} file{'s' if total > 1 else ''} left out: {kinds}")
-        if self.not_followed:
-            links = "a link" if self.not_followed == 1 else f"{self.not_followed} links"
-            parts.append(f"{links} to a folder not followed")
-        return "; ".join(parts)
+        """Return what was left out in a line; "" if nothing."""
+        return describe_left_out(self.left_out, self.not_followed)
 
 
 def make_plan(
@@ -110,7 +101,11 @@ def _into_folder(photos: Sequence[Path], out: Path, format: str | None) -> Plan:
     plan = Plan()
     for given in photos:
         if given.is_dir():
-            for photo in _search(given, out, plan):
+            found = find_pictures(given, unless=out)
+            plan.unreadable += found.unreadable
+            plan.left_out += found.left_out
+            plan.not_followed += found.not_followed
+            for photo in found.pictures:
                 reason = why_unreadable(photo)
                 if reason is None:
                     plan.jobs.append(_job(photo, out, photo.relative_to(given), format))
@@ -123,47 +118,6 @@ def _into_folder(photos: Sequence[Path], out: Path, format: str | None) -> Plan:
         else:
             plan.unreadable.append((given, reason))
     return plan
-
-
-def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
-    """Yield the pictures under a folder in order; the rest is counted, OUT itself left out."""
-
-    def note(error: OSError) -> None:
-        plan.unreadable.append((Path(str(error.filename or folder)), explain_os(error)))
-
-    results = _real(out)
-    for place, folders, files in os.walk(folder, onerror=note):
-        here = Path(place)
-        plan.not_followed += sum((here / name).is_symlink() for name in folders)
-        folders[:] = sorted(name for name in folders if _real(here / name) != results)
-        hidden = any(part.startswith(".") for part in here.relative_to(folder).parts)
-        for name in sorted(files):
-            path = here / name
-            try:
-                kind = "hidden" if hidden or name.startswith(".") else _why_left_out(path)
-            except OSError as error:
-                plan.unreadable.append((path, error.strerror or str(error)))
-                continue
-            if kind is None:
-                yield path
-            else:
-                plan.left_out[kind] += 1
-
-
-def _why_left_out(path: Path) -> str | None:
-    """Return the suffix or kind of a file that is no picture; None for a picture."""
-    # What is called a picture and is none, such as a named pipe, is an input that fails.
-    if path.suffix.lower() in suffixes():
-        return None
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:  # a link to nothing
-        regular = False
-    if not regular:
-        return "special"  # opening a named pipe would wait for its writer
-    if is_picture(path):
-        return None
-    return path.suffix.lower() or "without suffix"
 
 
 def _job(photo: Path, out: Path, relative: Path, format: str | None) -> Job:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 SUCCESS = 0
@@ -77,6 +79,11 @@ def explain(error: BaseException) -> str | None:
     if type(error).__module__.partition(".")[0] == "pikfix":
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr, whatever characters the names in it have."""
+    print(printable(line), file=sys.stderr)
 
 
 def explain_os(error: OSError) -> str:

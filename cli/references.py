@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pikfix.cli.problems import tell
+
 if TYPE_CHECKING:
     from pikfix.cli.runner import References
 
@@ -102,6 +104,8 @@ def build(
         )
     for one in built.left_out:
         print(f"left out: {one.reason}", file=sys.stderr)
+    for line in built.others:
+        tell(line)
     print(
         f"{out}: {built.usable} pictures ({built.added} added, {built.kept} kept, "
         f"{built.removed} removed, {len(built.left_out)} left out)"

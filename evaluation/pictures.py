@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,12 +19,10 @@ from pikfix.evaluation.siblings import (
     random_jitter,
 )
 from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
-from pikfix.photos import open_picture
+from pikfix.photos import PhotoError, decode_photo, read_picture_file, search
 
 CROP = 256
 """Side of the square that every figure is measured on."""
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
 SIBLINGS = SiblingRange(
@@ -34,18 +32,28 @@ SIBLINGS = SiblingRange(
 of the evaluation is milder than that of training."""
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Picture files in a folder and its subfolders, sorted by path.
+def find_pictures(folder: Path, tell: Callable[[str], None] | None = None) -> list[Path]:
+    """Picture files in a folder and its subfolders, sorted by path; see `pikfix.photos.search`.
+
+    Args:
+        folder: to search.
+        tell: called with a line on what else the folder holds.
 
     Raises:
         EvaluationError: there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is not a folder: give a folder of photos")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    if not found:
-        raise EvaluationError(f"no photos in {folder}: expected files such as .jpg or .png")
-    return found
+    found = search.find_pictures(folder)
+    if not found.pictures:
+        what = "; ".join(found.notes())
+        raise EvaluationError(
+            f"no photos in {folder}{f' ({what})' if what else ''}: expected files such as .jpg or "
+            ".png"
+        )
+    for line in found.notes() if tell is not None else ():
+        tell(line)
+    return sorted(found.pictures)
 
 
 def load_resized(path: Path) -> Tensor:
@@ -55,19 +63,21 @@ def load_resized(path: Path) -> Tensor:
         EvaluationError: the file cannot be read as a picture.
     """
     try:
-        with open_picture(path) as file, Image.open(file) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise EvaluationError(f"cannot read {path}: no picture, or damaged") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
+        pixels = decode_photo(read_picture_file(path)).pixels
+    except PhotoError as error:
+        raise EvaluationError(f"cannot read {path}: {error.message}") from error
+    except OSError as error:
+        reason = error.strerror or error
         raise EvaluationError(f"cannot read {path} as a picture: {reason}") from error
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    photo = Image.fromarray(pixels).convert("RGB")
     factor = CROP / min(photo.size)
     size = (max(CROP, round(photo.width * factor)), max(CROP, round(photo.height * factor)))
     if photo.size != size:
         photo = photo.resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(photo, dtype=np.float32) / np.float32(255)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    unit = np.asarray(photo, dtype=np.float32) / np.float32(255)
+    return torch.from_numpy(unit).permute(2, 0, 1).contiguous()
 
 
 def centre_crop(photo: Tensor) -> Tensor:

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from pikfix.photos import write_atomically
+from pikfix.photos.search import find_pictures
 from pikfix.references import fingerprint, manifest
 from pikfix.references.backbone import Backbone, load_backbone
 from pikfix.references.errors import LibraryError
 from pikfix.references.library import Library, open_backbone
 from pikfix.references.manifest import Entry, LeftOut, Manifest, read_manifest
-from pikfix.references.pictures import SUFFIXES, Picture, read_picture
+from pikfix.references.pictures import Picture, read_picture
 from pikfix.references.scoring import Layout, pool_features
 from pikfix.references.segments import (
     PREFIX,
@@ -60,6 +61,7 @@ class Built:
         removed: pictures of before that are gone or were changed.
         left_out: pictures that are no references, by reason.
         threshold: score below which no picture suits.
+        others: a line for each kind of thing in the folder that is no picture.
     """
 
     usable: int
@@ -68,6 +70,7 @@ class Built:
     removed: int
     left_out: tuple[LeftOut, ...]
     threshold: float
+    others: tuple[str, ...] = ()
 
 
 @dataclass
@@ -104,39 +107,38 @@ def build_library(
             backbone, or another build is at work.
         OSError: the library's folder cannot be written.
     """
-    files = _find(pictures, library)
+    files, others = _find(pictures, library)
     if library.is_dir() and not (library / manifest.FILE).exists() and _is_foreign(library):
         raise LibraryError(f"{library} holds other files: give a new or empty folder for a library")
     library.mkdir(parents=True, exist_ok=True)
     with _lock(library):
         before = _read_before(library)
         network = _choose_backbone(library, before, backbone, rebuild=rebuild)
-        return _Build(pictures, library, network, before, rebuild=rebuild).run(
+        built = _Build(pictures, library, network, before, rebuild=rebuild).run(
             files, jobs or os.cpu_count() or 1, progress or (lambda done, total: None)
         )
+    return replace(built, others=tuple(others))
 
 
-def _find(pictures: Path, library: Path) -> dict[Key, Path]:
+def _find(pictures: Path, library: Path) -> tuple[dict[Key, Path], list[str]]:
+    """Pictures with their state, and a line for each kind of thing that is none."""
     if not pictures.is_dir():
         raise LibraryError(f"{pictures} is not a folder: give a folder of colour photos")
-    own = library.resolve()
-    found: dict[Key, Path] = {}
-    for path in sorted(pictures.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        reachable = path.exists()  # False of a link to nothing or to itself
-        if path.is_dir() or (
-            reachable and own in path.resolve().parents and own != pictures.resolve()
-        ):
-            continue
+    found = find_pictures(pictures, unless=library)
+    files: dict[Key, Path] = {}
+    for path in sorted(found.pictures):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             # What is no file to read is left out with its reason later.
-            status = path.stat() if reachable else path.lstat()
+            status = path.stat() if path.exists() else path.lstat()
             name = path.relative_to(pictures).as_posix()
-            found[name, status.st_size, status.st_mtime_ns] = path
-    if not found:
-        raise LibraryError(f"there are no pictures in {pictures}: expected .jpg, .png, .tif, ...")
-    return found
+            files[name, status.st_size, status.st_mtime_ns] = path
+    if not files:
+        what = "; ".join(found.notes())
+        raise LibraryError(
+            f"there are no pictures in {pictures}{f' ({what})' if what else ''}: expected .jpg, "
+            ".png, .tif, ..."
+        )
+    return files, found.notes()
 
 
 def _is_foreign(library: Path) -> bool:

@@ -20,10 +20,6 @@ from pikfix.references.errors import LibraryError
 SIDE = 256
 """Side that pictures are compared at: covariances need aligned positions (Pik-Fix, sec. 3.5)."""
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".avif", ".jp2", ".ppm")
-)
-
 
 @dataclass(frozen=True)
 class Picture:

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from pikfix.photos import open_picture
+from pikfix.photos import PhotoError, decode_photo, read_picture_file
+from pikfix.photos.search import Found, find_pictures
 from pikfix.training.errors import TrainingError, in_one_line
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm"})
 MIN_SIDE = 64
 """Photos with a shorter side have nothing to learn from: enlarged, they are blur."""
 
 _THUMBNAIL = 48
 _GREY_RESIDUAL = 2.0  # of 255, see is_grey
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class PhotoStore:
     """Decoded photos in one flat array, in memory or memory-mapped.
 
     names: paths relative to the folder, in sorted order.
-    skipped: the files of the folder that are not used.
+    skipped: the pictures of the folder that are not used.
+    others: a line for each kind of thing in the folder that is no picture.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class PhotoStore:
         self._starts = np.concatenate(([0], np.cumsum(sizes)))
         self.names = names
         self.skipped = skipped
+        self.others: list[str] = []
 
     @classmethod
     def of(cls, photos: Sequence[Pixels], names: list[str], skipped: list[Skipped]) -> PhotoStore:
@@ -84,7 +86,7 @@ class PhotoStore:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def find_photos(folder: Path) -> list[Path]:
+def find_photos(folder: Path) -> Found:
     """List the picture files under `folder`, sorted; hidden files and folders are left out.
 
     Raises:
@@ -92,16 +94,11 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: give a folder of colour photos")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not path.is_dir()  # what is no file is left out with its reason, see `_decode`
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise TrainingError(f"{folder} holds no photos (of the kinds {kinds})")
+    found = find_pictures(folder)
+    if not found.pictures:
+        what = "; ".join(found.notes())
+        raise TrainingError(f"{folder} holds no photos{f' ({what})' if what else ''}")
+    found.pictures.sort()
     return found
 
 
@@ -118,11 +115,13 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
     Raises:
         TrainingError: no usable photo, or the cache cannot be written.
     """
-    paths = find_photos(folder)
+    found = find_photos(folder)
+    paths = found.pictures
     if cache is not None:
         key = _cache_key(folder, paths, side)
         store = _read_cache(cache, key)
         if store is not None:
+            store.others = found.notes()
             return store
     with ThreadPoolExecutor(threads) as pool:
         decoded = list(pool.map(lambda path: _decode(path, side), paths))
@@ -143,27 +142,26 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
     store = PhotoStore.of(photos, names, skipped)
     if cache is not None:
         _write_cache(cache, key, store)
-        return _read_cache(cache, key) or store
+        store = _read_cache(cache, key) or store
+    store.others = found.notes()
     return store
 
 
 def _decode(path: Path, side: int) -> Pixels | str:
     """Pixels of a usable photo, or why it is none."""
     try:
-        with open_picture(path) as opened, Image.open(opened) as file:
-            # JPEG files are decoded at a fraction of their size where that is enough.
-            file.draft("RGB", (side, side))
-            short = min(file.size)
-            if short < MIN_SIDE:
-                return f"tiny: {file.size[0]} x {file.size[1]}"
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
-                return "grey"
-            image = image.convert("RGB")
-    except UnidentifiedImageError:
-        return "unreadable: no picture, or its first bytes are damaged"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # JPEG files are decoded at a fraction of their size where that is enough.
+        photo = decode_photo(read_picture_file(path), shrink_to=side)
+    except PhotoError as error:
         return f"unreadable: {in_one_line(error)}"
+    except OSError as error:
+        return f"unreadable: {error.strerror or in_one_line(error)}"
+    if min(photo.height, photo.width) < MIN_SIDE:
+        return f"tiny: {photo.width} x {photo.height}"
+    if photo.pixels.ndim == 2:
+        return "grey"
+    pixels = np.rint(photo.pixels * 255).astype(np.uint8) if photo.deep else photo.pixels
+    image = Image.fromarray(pixels)
     if is_grey(image):
         return "grey"
     scale = side / min(image.size)

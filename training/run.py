@@ -341,6 +341,8 @@ def _tell_skipped(folder: Path, store: PhotoStore, say: Say) -> None:
         say(f"  skipped {item.name}: {item.reason}")
     if len(store.skipped) > _SKIPPED_SHOWN:
         say(f"  and {len(store.skipped) - _SKIPPED_SHOWN} more, all in skipped.csv")
+    for line in store.others:
+        say(f"  {line}")
 
 
 def _write_skipped(path: Path, store: PhotoStore) -> None:

@@ -28,7 +28,8 @@ def test_build_and_rank(run, pictures, tmp_path, checkpoint, samples):
     code, out, err = run("build", pictures, "-o", library, "--backbone", checkpoint)
     assert code == 0
     assert out == f"{library}: 18 pictures (18 added, 0 kept, 0 removed, 3 left out)\n"
-    assert len(err.splitlines()) == 3
+    assert len(err.splitlines()) == 4
+    assert err.splitlines()[-1] == "1 file left out: 1 .txt"
     assert "it is grey" in err
 
     photo = tmp_path / "photo.png"
