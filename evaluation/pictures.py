@@ -51,8 +51,9 @@ def find_pictures(folder: Path, tell: Callable[[str], None] | None = None) -> li
             f"no photos in {folder}{f' ({what})' if what else ''}: expected files such as .jpg or "
             ".png"
         )
-    for line in found.notes() if tell is not None else ():
-        tell(line)
+    if tell is not None:
+        for line in found.notes():
+            tell(line)
     return sorted(found.pictures)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pikfix.photos.color import grey_from_luminance, photo_luminance
-from pikfix.photos.domain import Rectangle
+from pikfix.photos.domain import Content, Rectangle
+from pikfix.photos.turned import Corners
 
 _TOP = 65535
 _FAST = 1
@@ -24,9 +25,10 @@ class Kept:
     Attributes:
         size: (height, width) of the whole picture.
         place: where the restored part belongs; None where nothing of it is restored.
+        corners: of a photo that is turned within its place; the rest of the place is kept.
         colour: whether the pixels have three channels.
         deep: whether they have 16 bits.
-        data: the pixels, compressed, as base64 text; zeros at ``place``.
+        data: the pixels, compressed, as base64 text; zeros where the restored part belongs.
     """
 
     size: tuple[int, int]
@@ -34,19 +36,22 @@ class Kept:
     colour: bool
     deep: bool
     data: str
+    corners: Corners | None = None
 
     @classmethod
-    def of(cls, pixels: npt.NDArray[Any], place: Rectangle | None) -> Kept:
-        """Keep [H, W] or [H, W, 3], uint8 or floating point in [0, 1], outside of ``place``."""
+    def of(cls, pixels: npt.NDArray[Any], content: Content) -> Kept:
+        """Keep what of [H, W] or [H, W, 3], uint8 or floating point in [0, 1], is no photo."""
+        place, mask = content.rectangle, content.mask
         deep = pixels.dtype != np.uint8
         stored = np.rint(pixels * np.float32(_TOP)).astype("<u2") if deep else pixels
         if place is not None:
             stored = stored.copy()
-            stored[place.slices] = 0
+            stored[place.slices][slice(None) if mask is None else mask] = 0
         packed = zlib.compress(np.ascontiguousarray(stored).tobytes(), _FAST)
         return cls(
             size=(int(pixels.shape[0]), int(pixels.shape[1])),
             place=place,
+            corners=content.corners,
             colour=pixels.ndim == 3,
             deep=deep,
             data=base64.b64encode(packed).decode(),
@@ -57,11 +62,15 @@ class Kept:
         """Read what `dataclasses.asdict` and JSON have made of one."""
         place = fields["place"]
         height, width = fields["size"]
+        corners = fields["corners"]
         return cls(
             **{
                 **fields,
                 "size": (int(height), int(width)),
                 "place": None if place is None else Rectangle(**place),
+                "corners": None
+                if corners is None
+                else tuple((float(x), float(y)) for x, y in corners),
             }
         )
 
@@ -97,5 +106,7 @@ class Kept:
             whole = grey_from_luminance(photo_luminance(unit), deep=deep)
         elif restored.ndim == 3 and whole.ndim == 2:
             whole = np.repeat(whole[..., None], 3, axis=2)
-        whole[self.place.slices] = restored
+        mask = Content(rectangle=self.place, corners=self.corners).mask
+        chosen = slice(None) if mask is None else mask
+        whole[self.place.slices][chosen] = restored[chosen]
         return whole

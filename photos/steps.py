@@ -21,7 +21,7 @@ from PIL import Image
 from pikfix.photos import encode
 from pikfix.photos.color import lab_planes
 from pikfix.photos.decode import Photo, decode_photo
-from pikfix.photos.domain import Content
+from pikfix.photos.domain import Content, photo_within
 from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
 from pikfix.photos.kept import Kept
@@ -382,7 +382,7 @@ def part_to_restore(photo: Photo, content: Content) -> Photo:
     if content.kind == "graphic":
         return dataclasses.replace(photo, pixels=np.full((MULTIPLE, MULTIPLE), 128, np.uint8))
     if content.rectangle is not None:
-        return dataclasses.replace(photo, pixels=photo.pixels[content.rectangle.slices])
+        return dataclasses.replace(photo, pixels=photo_within(photo.pixels, content))
     return photo
 
 
@@ -457,5 +457,5 @@ def take_notes(
         colorize=colorize,
         references=[reference.report() for reference in references] if colorize else [],
         warnings=warnings,
-        kept=Kept.of(photo.pixels, content.rectangle) if part is not photo else None,
+        kept=Kept.of(photo.pixels, content) if part is not photo else None,
     )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pikfix.photos import PhotoError, Tint, decode_photo, lab_planes, read_picture_file, tint_of
-from pikfix.photos.domain import Content, find_content
+from pikfix.photos.domain import Content, find_content, photo_within
 from pikfix.references import agreement
 from pikfix.references.errors import LibraryError
 
@@ -72,9 +72,7 @@ def reduce_photo(pixels: npt.NDArray[Any], *, whole: bool = False) -> Picture | 
     content = Content() if whole else find_content(pixels)
     if content.kind == "graphic":
         return None
-    if content.rectangle is not None:
-        pixels = pixels[content.rectangle.slices]
-    return reduce_picture(pixels)
+    return reduce_picture(photo_within(pixels, content))
 
 
 def reduce_luminance(luminance: npt.NDArray[np.float32]) -> Picture:

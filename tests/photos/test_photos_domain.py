@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
-from outside_photos import bordered, drawing, photo, text_page
+from outside_photos import bordered, drawing, filled_drawing, photo, text_page, turned_scan
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
-from pikfix.photos.domain import Content, Rectangle, find_content
+from pikfix.photos.domain import Content, Rectangle, find_content, photo_within
 
 PHOTOS = (
     *("astronaut", "brick", "camera", "chelsea", "clock", "coffee", "coins", "grass"),
@@ -70,7 +72,50 @@ def test_paper_within_a_scanners_lid():
     assert find_content(picture).rectangle == Rectangle(36, 36, 276, 336)
 
 
-@pytest.mark.parametrize("degrees", [0.6, -1.0])
+@pytest.mark.parametrize("degrees", [-7, -3, -1.5, 0.6, 2, 4])
+@pytest.mark.parametrize("size", [(240, 300), (480, 600), (1500, 1201)])
+def test_turned_photo_is_found_by_its_corners(degrees, size):
+    inside = (40 + photo(*size) * 0.6).astype(np.uint8)
+    scan, corners = turned_scan(inside, degrees, margin=size[0] // 6)
+    content = find_content(scan)
+    assert content.kind == "photo"
+    # A rim of two pixels, where photo and paper mix, is left to the paper.
+    assert np.abs(np.array(content.corners) - corners).max() <= 3
+    # Nothing of the paper is taken for the photo, and next to nothing of the photo is left.
+    whole = np.zeros(scan.shape, np.bool_)
+    whole[content.rectangle.slices] = content.mask
+    assert scan[whole].max() <= 200
+    assert whole.sum() > size[0] * size[1] - 5 * sum(size)
+
+
+@pytest.mark.parametrize("tone", [5, 128, 255])
+def test_turned_photo_on_any_paper(tone):
+    inside = (photo() // 8 + np.where(photo() > 128, 170, 45)).astype(np.uint8)
+    scan, corners = turned_scan(inside, 3, tone=tone)
+    noisy = np.clip(scan + np.random.default_rng(0).normal(0, 2, scan.shape), 0, 255)
+    for picture in (scan, noisy.astype(np.uint8), np.repeat(scan[..., None], 3, 2), scan / 255.0):
+        found = find_content(picture).corners
+        assert found is not None
+        assert np.abs(np.array(found) - corners).max() <= 3.5
+
+
+def test_caption_below_a_turned_photo_stays_outside():
+    scan, corners = turned_scan(photo(), 3, margin=70)
+    image = Image.fromarray(scan)
+    ImageDraw.Draw(image).text((90, 340), "Summer of 1931", font=ImageFont.load_default(18))
+    assert np.abs(np.array(find_content(np.asarray(image)).corners) - corners).max() <= 3
+
+
+def test_what_a_turned_photo_leaves_of_its_rectangle_is_filled_from_the_photo():
+    scan, _ = turned_scan(np.full((240, 300), 90, np.uint8) + photo() // 8, 5)
+    content = find_content(scan)
+    part = photo_within(scan, content)
+    assert part.shape == content.rectangle.size
+    assert part.max() <= 150
+    np.testing.assert_array_equal(part[content.mask], scan[content.rectangle.slices][content.mask])
+
+
+@pytest.mark.parametrize("degrees", [0.2, -0.3])
 def test_turned_photo_keeps_nearly_all_of_itself(degrees):
     image = Image.fromarray(bordered(photo(), (30, 30, 30, 30)))
     picture = np.asarray(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=247))
@@ -127,6 +172,28 @@ def test_drawings_and_pictures_of_two_tones():
     dithered = np.asarray(Image.fromarray(photo()).convert("1").convert("L"))
     for picture in (fan, pencil, np.asarray(shapes), dithered):
         assert find_content(picture).kind == "graphic"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tones", [(255, 200, 150, 90), (235, 190, 140, 100, 60)])
+def test_drawings_filled_with_flat_greys(seed, tones):
+    pixels = filled_drawing(seed=seed, tones=tones)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=75)
+    noise = np.random.default_rng(seed).normal(0, 3, pixels.shape)
+    noisy = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    for picture in (pixels, np.asarray(Image.open(file)), noisy):
+        assert find_content(picture).kind == "graphic"
+
+
+@pytest.mark.parametrize("scale", [0.7, 1, 2, 4])
+def test_a_photographed_page_in_uneven_light(scale):
+    page = Image.fromarray(data.text())
+    size = (round(page.width * scale), round(page.height * scale))
+    resized = page.resize(size, Image.Resampling.BICUBIC)
+    for turns in (0, 1):
+        assert find_content(np.rot90(np.asarray(resized), turns)).kind == "graphic"
+    assert find_content(data.page()).kind == "graphic"
 
 
 @pytest.mark.parametrize("tone", [0, 128, 255])
