@@ -111,7 +111,7 @@ class AsyncPikFixClient:
             quality=quality,
             limit=self._limits.message_bytes,
         )
-        return photo_result(await self._send(request, seconds), self._url)
+        return photo_result(await self._send(request, seconds), self._url, request.notes)
 
     async def infer(
         self,

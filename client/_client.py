@@ -98,7 +98,8 @@ class PikFixClient:
 
         Args:
             photo: a path, an encoded file's bytes, a PIL image, or an array [H, W] or
-                [H, W, 3] of uint8. Files are sent as they are.
+                [H, W, 3] of uint8. Files are sent as they are; an image goes with its profile,
+                EXIF, XMP, IPTC data, comments and resolution, and the report names what does not.
             reference: one colour photo or a list of them, in the same forms; None lets the
                 server choose from its library, if it has one.
             color: False restores only and gives a grey picture.
@@ -129,7 +130,7 @@ class PikFixClient:
             quality=quality,
             limit=self._limits.message_bytes,
         )
-        return photo_result(self._send(request, seconds), self._url)
+        return photo_result(self._send(request, seconds), self._url, request.notes)
 
     def infer(
         self,

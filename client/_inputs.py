@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ from pikfix.client._errors import (
     InvalidReferenceError,
     InvalidTensorError,
 )
+from pikfix.client._metadata import facts_of
 from pikfix.photos import read_picture_file
 
 PhotoLike: TypeAlias = (
@@ -44,11 +46,27 @@ _CONVERTED_MODES = {
 _ErrorType: TypeAlias = "type[InvalidPhotoError] | type[InvalidReferenceError]"
 
 
-def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tuple[bytes, bool]:
-    """Return the encoded file to send, and whether it was encoded here.
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's file to send.
+
+    Attributes:
+        data: its bytes.
+        here: whether it was encoded here, from a picture in memory.
+        notes: a line for each thing about that picture that the file does not hold.
+    """
+
+    data: bytes
+    here: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> Encoded:
+    """Return the encoded file to send.
 
     Paths and bytes are sent as they are: the server decodes them. PIL images and arrays are
-    encoded without loss; an image's EXIF orientation is applied, as it is for a file.
+    encoded without loss; an image's EXIF orientation is applied, as it is for a file, and its
+    profile, EXIF, XMP, IPTC data, comments and resolution go with it.
 
     Args:
         photo: see :data:`PhotoLike`.
@@ -63,7 +81,7 @@ def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tup
         data = bytes(photo)
         if not data:
             raise error("the bytes given are empty")
-        return data, False
+        return Encoded(data)
     if isinstance(photo, (str, os.PathLike)):
         try:
             data = read_picture_file(photo)
@@ -71,11 +89,11 @@ def encode_photo(photo: PhotoLike, error: _ErrorType = InvalidPhotoError) -> tup
             raise error(f"{photo!r} is no path: {cause}") from cause
         if not data:
             raise error(f"the file {os.fspath(photo)} is empty")
-        return data, False
+        return Encoded(data)
     if isinstance(photo, Image.Image):
-        return _encode_image(photo, error), True
+        return _encode_image(photo, error)
     if isinstance(photo, np.ndarray):
-        return _encode_image(_image_of_array(photo, error), error), True
+        return _encode_image(_image_of_array(photo, error), error)
     raise error(
         f"cannot send a {type(photo).__module__}.{type(photo).__qualname__}; give a path, the "
         "file's bytes, a PIL image, or a numpy array [H, W] or [H, W, 3] of uint8"
@@ -92,29 +110,33 @@ def _image_of_array(array: npt.NDArray[Any], error: _ErrorType) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _encode_image(image: Image.Image, error: _ErrorType) -> bytes:
+def _encode_image(image: Image.Image, error: _ErrorType) -> Encoded:
     try:
         # Opening is lazy in PIL: a damaged file is noticed here.
         image.load()
+        facts = facts_of(image)
         upright = ImageOps.exif_transpose(image)
         buffer = io.BytesIO()
         if upright.mode == "CMYK":
             # PNG has no CMYK, and a conversion without the profile would shift the tones.
-            upright.save(buffer, "TIFF", compression="tiff_lzw")
-            return buffer.getvalue()
+            # Pillow compresses no TIFF that holds EXIF.
+            upright.save(buffer, "TIFF", **facts.tiff())
+            lost = ("the comments of an image in CMYK were not sent",) if facts.texts else ()
+            return Encoded(buffer.getvalue(), here=True, notes=(*facts.dropped, *lost))
         if upright.mode == "I" or upright.mode.startswith("I;16"):
             upright = _sixteen_bit(upright, error)
         elif upright.mode not in _PNG_MODES:
             if upright.mode not in _CONVERTED_MODES:
                 raise error(f"cannot send an image of mode {upright.mode}; convert it to RGB or L")
             upright = upright.convert(_CONVERTED_MODES[upright.mode])
-        upright.save(buffer, "PNG", compress_level=1, icc_profile=image.info.get("icc_profile"))
+        icc = image.info.get("icc_profile")
+        upright.save(buffer, "PNG", compress_level=1, icc_profile=icc, **facts.png())
     except (OSError, SyntaxError, ValueError, AttributeError) as cause:
         # PIL reports damaged data as any of these, and a closed image as the last.
         if isinstance(cause, InvalidInputError):
             raise
         raise error(f"cannot encode the image: {cause}") from cause
-    return buffer.getvalue()
+    return Encoded(buffer.getvalue(), here=True, notes=facts.dropped)
 
 
 def _sixteen_bit(image: Image.Image, error: _ErrorType) -> Image.Image:
@@ -138,7 +160,7 @@ def encode_references(
     if reference is None:
         return []
     several = reference if isinstance(reference, (list, tuple)) else [cast(PhotoLike, reference)]
-    return [encode_photo(one, InvalidReferenceError)[0] for one in several]
+    return [encode_photo(one, InvalidReferenceError).data for one in several]
 
 
 def check_options(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,19 @@ _ENVELOPE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is ready to be sent."""
+    """A request that is ready to be sent.
+
+    Attributes:
+        model: the model that is called.
+        inputs: tritonclient's inputs.
+        outputs: tritonclient's requested outputs.
+        notes: what the caller's picture held and the request does not, for the report.
+    """
 
     model: str
     inputs: list[Any]
     outputs: list[Any]
+    notes: tuple[str, ...] = ()
 
 
 def _bytes_input(name: str, values: Sequence[bytes]) -> Any:
@@ -77,18 +85,18 @@ def photo_request(
 ) -> Request:
     """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
     options = check_options(color, force_color, format, quality, force_photo=force_photo)
-    data, encoded_here = encode_photo(photo)
-    if encoded_here and format is None:
+    encoded = encode_photo(photo)
+    if encoded.here and format is None:
         # The caller's picture was in memory and has no file format of its own.
         options["format"] = "png"
     references = encode_references(reference)
-    _check_size([len(data), *map(len, references)], limit, PHOTO_MODEL)
-    inputs = [_bytes_input("photo", [data])]
+    _check_size([len(encoded.data), *map(len, references)], limit, PHOTO_MODEL)
+    inputs = [_bytes_input("photo", [encoded.data])]
     if references:
         inputs.append(_bytes_input("reference", references))
     inputs.append(_bytes_input("options", [json.dumps(options).encode()]))
     outputs = [triton.InferRequestedOutput(name) for name in ("result", "report")]
-    return Request(PHOTO_MODEL, inputs, outputs)
+    return Request(PHOTO_MODEL, inputs, outputs, encoded.notes)
 
 
 def tensor_request(
@@ -138,8 +146,8 @@ def _output(answer: Any, name: str, model: str, url: str) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
-def photo_result(answer: Any, url: str) -> RestoredPhoto:
-    """Return the answer of ``pikfix_photo``.
+def photo_result(answer: Any, url: str, notes: tuple[str, ...] = ()) -> RestoredPhoto:
+    """Return the answer of ``pikfix_photo``, its report's warnings after those of the request.
 
     Raises:
         InvalidResponseError: an output is missing, empty or not what the contract says.
@@ -155,7 +163,10 @@ def photo_result(answer: Any, url: str) -> RestoredPhoto:
                 url=url,
             )
         values.append(array.flat[0])
-    return RestoredPhoto(data=values[0], report=Report.from_json(values[1]))
+    report = Report.from_json(values[1])
+    if notes:
+        report = replace(report, warnings=(*notes, *report.warnings))
+    return RestoredPhoto(data=values[0], report=report)
 
 
 def tensor_result(

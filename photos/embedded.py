@@ -244,10 +244,15 @@ def clean_iptc(block: bytes) -> bytes:
     return kept
 
 
+def is_comment(key: str) -> bool:
+    """Whether a text of a PNG is a comment: none that describes the old file, or is kept else."""
+    return not _TECHNICAL.match(key)
+
+
 def _texts(data: bytes, image: Image.Image) -> Iterator[tuple[str, str]]:
     if image.format == "PNG":
         for key, text in getattr(image, "text", {}).items():
-            if not _TECHNICAL.match(key) and str(text).strip():
+            if is_comment(key) and str(text).strip():
                 yield key, str(text)
         return
     for comment in _comments(data, image):

@@ -68,9 +68,9 @@ def test_a_view_of_an_array_arrives_as_it_looks(client, server):
 def test_images_of_every_picture_mode_arrive(mode):
     base = Image.fromarray(data.coffee()[:40, :50])
     image = base.convert("P").convert("PA") if mode == "PA" else base.convert(mode)
-    encoded, here = encode_photo(image)
-    assert here
-    arrived = Image.open(io.BytesIO(encoded))
+    sent = encode_photo(image)
+    assert sent.here
+    arrived = Image.open(io.BytesIO(sent.data))
     np.testing.assert_array_equal(
         np.asarray(arrived.convert("RGB")), np.asarray(image.convert("RGB"))
     )
@@ -82,7 +82,7 @@ def test_sixteen_bit_images_keep_their_depth(mode):
     stored = {"I;16": values, "I;16B": values.astype(">u2"), "I": values.astype(np.int32)}
     image = Image.fromarray(stored[mode])
     assert image.mode == mode
-    arrived = Image.open(io.BytesIO(encode_photo(image)[0]))
+    arrived = Image.open(io.BytesIO(encode_photo(image).data))
     np.testing.assert_array_equal(np.asarray(arrived).astype(np.int64), values)
 
 
@@ -95,7 +95,7 @@ def test_an_image_is_sent_upright_and_with_its_colour_profile(tmp_path):
     path = tmp_path / "turned.jpg"
     Image.fromarray(data.astronaut()[:40, :60]).save(path, exif=exif, icc_profile=profile)
     with Image.open(path) as image:
-        arrived = Image.open(io.BytesIO(encode_photo(image)[0]))
+        arrived = Image.open(io.BytesIO(encode_photo(image).data))
     assert arrived.size == (40, 60)
     assert arrived.getexif().get(0x0112, 1) == 1
     assert arrived.info["icc_profile"] == profile

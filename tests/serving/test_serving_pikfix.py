@@ -7,16 +7,19 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import outside_photos
 import pytest
 import skimage.color
 import skimage.data
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from pikfix.cli.main import main
 from pikfix.client import PikFixClient
 from pikfix.export import Manifest
 from pikfix.networks import PikFix, load_checkpoint
@@ -160,6 +163,60 @@ def test_the_report_names_each_references_share(server: RunningServer, model: Pi
     shares = [one.share for one in report.references]
     assert all(share is not None and 0 <= share <= 1 for share in shares)
     assert sum(share or 0 for share in shares) == pytest.approx(1, abs=2e-4)
+
+
+def restored_by_command(
+    server: RunningServer, folder: Path, picture: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> tuple[np.ndarray, dict[str, Any], str]:
+    """The result, the line of --json and stderr of the command on one scan."""
+    scan, out, colours = folder / "scan.png", folder / "out.png", folder / "colour.jpg"
+    Image.fromarray(picture).save(scan)
+    colours.write_bytes(reference())
+    words = ["restore", str(scan), "-o", str(out), "--reference", str(colours), "--json"]
+    code = main([*words, "--url", server.grpc_url])
+    said, err = capsys.readouterr()
+    assert code == 0, err
+    return np.asarray(Image.open(out)), json.loads(said), err
+
+
+@pytest.mark.parametrize("degrees", [0, 3])
+def test_a_scans_border_comes_back_bit_for_bit(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], degrees: float
+) -> None:
+    inside = (40 + outside_photos.photo() * 0.6).astype(np.uint8)
+    scan, corners = outside_photos.turned_scan(inside, degrees)
+    result, line, _ = restored_by_command(server, tmp_path, scan, capsys)
+    assert result.shape == (*scan.shape, 3)
+    polygon = Image.new("1", scan.shape[::-1])
+    ImageDraw.Draw(polygon).polygon(corners, fill=1, outline=1)
+    border = ~np.asarray(polygon.filter(ImageFilter.MaxFilter(3)))
+    assert border.mean() > 0.3
+    np.testing.assert_array_equal(result[border], np.repeat(scan[border][:, None], 3, axis=1))
+    # The photo is restored and coloured, to a rim where it mixes with the paper.
+    core = np.asarray(polygon.filter(ImageFilter.MinFilter(9)))
+    assert (result[core].max(axis=1) != result[core].min(axis=1)).mean() > 0.9
+    assert line["status"] == "restored"
+    assert line["report"]["photo"]["rectangle"] is not None
+    assert any("has a border, which is left" in one for one in line["report"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        outside_photos.text_page(600, 400, 16),
+        outside_photos.filled_drawing(),
+        skimage.data.text(),
+    ],
+    ids=["text", "drawing", "photographed page"],
+)
+def test_a_page_of_text_and_a_drawing_come_back_unchanged_and_it_is_said(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], page: np.ndarray
+) -> None:
+    result, line, err = restored_by_command(server, tmp_path, page, capsys)
+    np.testing.assert_array_equal(result, page)
+    assert (line["status"], line["report"]["colorized"]) == ("left", False)
+    assert any("left as it is" in one for one in line["report"]["warnings"])
+    assert "1 left" in err
 
 
 def good(triton: grpc.InferenceServerClient) -> None:
