@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pikfix.photos import signatures
-from pikfix.photos.decode import FORMATS
+from pikfix.photos.opening import FORMATS
 
 # Their signature is so short, or missing, that text and other data pass for it.
 _UNSURE = frozenset({"BMP", "DIB", "PPM", "PCX", "SGI", "MSP"})
