@@ -132,7 +132,8 @@ def _embedded(image: Image.Image, exif: Image.Exif, size: tuple[int, int]) -> em
         texts += [
             (key, str(value))
             for key, value in image.info.items()
-            if isinstance(value, str) and embedded.is_comment(key) and key not in _KNOWN
+            if isinstance(key, str) and isinstance(value, str)
+            if embedded.is_comment(key) and key not in _KNOWN
         ]
     return embedded.Embedded(xmp, iptc, tuple(texts), found.dropped)
 
