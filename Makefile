@@ -12,7 +12,8 @@ REPOSITORY ?= model_repository
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := cli client evaluation export kernels networks photos references serving training
+PACKAGES := cli client evaluation export inference kernels networks photos references serving \
+	systems training
 CODE := $(PACKAGES) model_repository examples benchmarks tests
 
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ $(VENV)/.dev: $(VENV)/.demo
 		{ echo 'TensorRT for RTX cannot be installed here: no engine is built by the tests'; test -z "$$CI"; }
 	touch $@
 
-$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py networks/*.py kernels/*.py)
+$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py networks/*.py inference/*.py systems/*/*.py kernels/*.py)
 	$(BIN)/pikfix export $(CHECKPOINT) -o $(REPOSITORY)
 
 .PHONY: install

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from tritonclient import grpc
 
-from pikfix.networks.quantized import Int8Conv2d, vnni_supported
+from pikfix.inference.quantized import Int8Conv2d, vnni_supported
 from pikfix.photos import write_atomically
+from pikfix.systems.registry import system_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEPS = ("decode_photo", "restore", "similarity", "colorize", "encode_photo")
+SYSTEM = system_of("pikfix")
+(ENSEMBLE,) = (ensemble for ensemble in SYSTEM.ensembles if "decode_photo" in ensemble.steps)
+STEPS = ENSEMBLE.steps
 
 
 def environment(repository: Path) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _write_configs(plan: Plan, name: str, folder: Path) -> None:
     config = gpu_networks.build(plan, name).config
     placement = Placement(EMBEDDED, "cuda")
     runtimes = dict.fromkeys(gpu_networks.STEPS, runtime)
-    for model, message in build_configs(config, runtimes, settings, placement).items():
+    for model, message in build_configs(
+        gpu_networks.SYSTEM, config, runtimes, settings, placement
+    ).items():
         if not plan.on_gpu:  # a rehearsal: the same code, on the CPU
             del message.model_warmup[:]
             for group in message.instance_group:

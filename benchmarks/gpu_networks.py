@@ -14,26 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pikfix.evaluation.parity import compare
+from pikfix.inference import InferenceStep
 from pikfix.networks import PRESETS, PikFix, PikFixConfig, load_checkpoint
-from pikfix.networks.inference import InferenceStep, Precision
 from pikfix.serving.graphs import CudaGraph, Named, Repeated
+from pikfix.systems.base import Precision, Step
+from pikfix.systems.chain import run_chain
+from pikfix.systems.registry import system_of
 
-STEPS = ("restore", "similarity", "colorize")
+SYSTEM = system_of("pikfix")
+STEPS = SYSTEM.step_names
 REFERENCE_FILE = "references-compact.safetensors"
 WORKING_BYTES = 8 << 30
 """A working size of 1024 x 1024 is to fit into this."""
-
-_MAPS = [f"{kind}_{i}" for kind in ("warped", "confidence") for i in range(1, 5)]
-INPUTS = {
-    "restore": ["photo_l"],
-    "similarity": ["working_l", "reference_lab"],
-    "colorize": ["working_l", *_MAPS],
-}
-OUTPUTS = {
-    "restore": ["restored_l", "working_l"],
-    "similarity": [*_MAPS, "reference_share"],
-    "colorize": ["ab"],
-}
 
 
 def build(plan: Plan, name: str) -> PikFix:
@@ -69,18 +61,21 @@ def photo_like(batch: int, side: int, references: int, reference_side: int, seed
 def chain(model: PikFix, known: Named) -> Named:
     """All tensors between the steps, in the precision of the model, from photo and reference."""
     found = dict(known)
-    with torch.inference_mode():
-        output = model(known["photo_l"], known["reference_lab"])
-    found["restored_l"], found["working_l"], found["ab"] = (
-        output.restored_l,
-        output.working_l,
-        output.ab,
-    )
-    for level, (warped, confidence) in enumerate(
-        zip(output.warped, output.confidence, strict=True), 1
-    ):
-        found[f"warped_{level}"], found[f"confidence_{level}"] = warped, confidence
+    steps = SYSTEM.steps(model.config)
+    for _, _, outputs in run_chain(steps, SYSTEM.modules(model, steps), known):
+        found.update(outputs)
     return found
+
+
+def step_of(model: PikFix, name: str) -> Step:
+    """A step of a network's configuration."""
+    return next(step for step in SYSTEM.steps(model.config) if step.name == name)
+
+
+def inference_step(model: PikFix, name: str, precision: Precision) -> InferenceStep:
+    """A step of a network in its inference form."""
+    step = step_of(model, name)
+    return InferenceStep(step, step.module(model), precision)
 
 
 def write_references(checkpoint: Path, path: Path, side: int) -> None:
@@ -123,14 +118,10 @@ def _compared(
     plan: Plan, model: PikFix, step: str, precision: Precision, known: Named, **facts: str
 ) -> Row:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    network = InferenceStep(model, step, precision).to(plan.device)
-    inputs = {n: known[n].to(plan.device) for n in INPUTS[step]}
+    network = inference_step(model, step, precision).to(plan.device)
+    inputs = {t.name: known[t.name].to(plan.device) for t in network.step.inputs}
     actual = network(inputs)
-    figures = {
-        n: compare(known[n].numpy(), actual[n].float().cpu().numpy())
-        for n in OUTPUTS[step]
-        if n in known
-    }
+    figures = {n: compare(known[n].numpy(), actual[n].float().cpu().numpy()) for n in actual}
     finite = [f.psnr for f in figures.values() if np.isfinite(f.psnr)]
     return {
         **facts,
@@ -170,14 +161,14 @@ def networks(plan: Plan, rows: Rows) -> None:
 def _speed(plan: Plan, model: PikFix, precision: Precision, *, batch: int, side: int) -> Row:
     torch.backends.cudnn.allow_tf32 = False
     _reset_memory(plan)
-    steps = {s: InferenceStep(model, s, precision).to(plan.device) for s in STEPS}
+    steps = {s: inference_step(model, s, precision).to(plan.device) for s in STEPS}
     weights = _allocated(plan)
     known = {n: t.to(plan.device) for n, t in photo_like(batch, side, 1, min(side, 256), 1).items()}
     pool: Any = torch.cuda.graph_pool_handle() if plan.on_gpu else None
     times: dict[str, Row] = {}
     with torch.inference_mode():
         for name, step in steps.items():
-            inputs = {n: known[n] for n in INPUTS[name]}
+            inputs = {t.name: known[t.name] for t in step.step.inputs}
             graph: CudaGraph | Repeated
             graph = CudaGraph(step, inputs, pool) if plan.on_gpu else Repeated(step, inputs)
             graph.replay()
@@ -226,9 +217,10 @@ def _working_memory(plan: Plan, model: PikFix, precision: Precision) -> Row:
     known = photo_like(1, side, 1, min(side, 256), 2)
     known = {n: t.to(plan.device) for n, t in known.items()}
     known["working_l"] = known["photo_l"]
-    for name in STEPS[1:]:
-        step = InferenceStep(model, name, precision).to(plan.device)
-        known.update(step({n: known[n] for n in INPUTS[name]}))
+    for spec in SYSTEM.steps(model.config):
+        if not spec.takes_photos:
+            step = inference_step(model, spec.name, precision).to(plan.device)
+            known.update(step({t.name: known[t.name] for t in spec.inputs}))
     peak = _peak(plan)
     return {
         "precision": precision,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_networks import INPUTS, build, chain, photo_like
+from gpu_networks import build, chain, photo_like, step_of
 from gpu_rows import Plan, Row, Rows
 from safetensors.torch import save_file
 
@@ -68,19 +68,17 @@ def compile_packages(plan: Plan, rows: Rows) -> None:
 
 
 def _compile(plan: Plan, model: torch.nn.Module, step: str) -> Row:
-    from pikfix.export.contract import subnets
     from pikfix.export.precision import MixedPrecision
     from pikfix.export.runtimes.aotinductor import compile_package
-    from pikfix.export.subnets import run_subnet, subnet_module
+    from pikfix.systems.chain import run_step
 
     precision = "fp16" if plan.on_gpu else "fp32"
-    (spec,) = (found for found in subnets(model.config) if found.name == step)  # type: ignore[arg-type]
-    module = subnet_module(model, step)  # type: ignore[arg-type]
+    spec = step_of(model, step)  # type: ignore[arg-type]
+    module = spec.module(model).eval()
     side = min(plan.sides[0], 256)
     known = chain(model, photo_like(2, side, 2, side, 3))  # type: ignore[arg-type]
-    inputs = {n: known[n].clone() for n in INPUTS[step]}
-    with torch.no_grad():
-        expected = run_subnet(module, inputs)
+    inputs = {t.name: known[t.name].clone() for t in spec.inputs}
+    expected = run_step(module, spec, inputs).values()
     typed = module if precision == "fp32" else MixedPrecision(module, precision, half_warp=True)
     path = plan.out / "packages" / f"{step}.pt2"
     start = time.perf_counter()

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_networks import STEPS, build, photo_like
+from gpu_networks import STEPS, build, photo_like, step_of
 from gpu_rows import ROOT, Plan, Row, Rows
 from PIL import Image
 
-from pikfix.networks.inference import Precision, save_step
+from pikfix.inference import save_step
+from pikfix.systems.base import Precision
 
-_SUBNETS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 _READY_SECONDS = 90.0
 _OPEN_LOOP_SHARE = 0.7
 """Of the rate that many clients at a time reach: what a server is asked for when it is busy."""
@@ -123,13 +123,8 @@ def write_repository(plan: Plan, name: str) -> Path:
     precision: Precision = "fp16" if plan.on_gpu else "fp32"
     for step in STEPS:
         (target / step / "1").mkdir(exist_ok=True)
-        save_step(
-            model.get_submodule(_SUBNETS[step]),
-            model.config,
-            step,
-            precision,
-            target / step / "1" / "model.safetensors",
-        )
+        spec = step_of(model, step)
+        save_step(spec.module(model), spec, precision, target / step / "1" / "model.safetensors")
     return target
 
 

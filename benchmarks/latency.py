@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from common import (
     RESULTS,
+    STEPS,
+    SYSTEM,
     counters,
     environment,
     machine_line,
@@ -37,35 +39,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from tritonclient import grpc
 
 from pikfix.evaluation.parity import compare
-from pikfix.export import contract
-from pikfix.export.parity import Case, case_inputs
-from pikfix.export.subnets import run_subnet, subnet_module
 from pikfix.networks import PYRAMID_LEVELS, PikFix, load_checkpoint, working_size
 from pikfix.serving.server import start_server
+from pikfix.systems.base import Case
+from pikfix.systems.chain import run_step
 
 MIN_PSNR = 45.0
-NETWORKS = (*contract.SUBNETS, "pikfix")
+NETWORKS = (*SYSTEM.step_names, "pikfix")
 
 
 def networks_flops(model: PikFix, side: int) -> dict[str, float]:
     """GFLOP of each sub-net for one photo, counted without computing."""
     working = working_size(side, side)
-    shapes = {
-        "photo_l": (1, 1, side, side),
-        "working_l": (1, 1, *working),
-        "reference_lab": (1, 1, 3, *working),
-    }
-    for level in range(1, PYRAMID_LEVELS + 1):
-        h, w = (s >> level + 1 for s in working)
-        shapes[f"warped_{level}"] = (1, model.config.warped_channels, h, w)
-        shapes[f"confidence_{level}"] = (1, 1, h, w)
     found = {}
     with FakeTensorMode():
         fake = PikFix(model.config).eval()
-        for spec in contract.subnets(model.config):
-            inputs = {t.name: torch.empty(shapes[t.name]) for t in spec.inputs}
+        known = {
+            "photo_l": torch.empty(1, 1, side, side),
+            "reference_lab": torch.empty(1, 1, 3, *working),
+        }
+        for spec in SYSTEM.steps(model.config):
             with FlopCounterMode(display=False) as counter:
-                run_subnet(subnet_module(fake, spec.name), inputs)
+                known |= run_step(spec.module(fake), spec, known)
             found[spec.name] = counter.get_total_flops() / 1e9
     if model.config.similarity == "multi":
         # The counter does not know the fused warp: two products with the N x M map.
@@ -100,15 +95,15 @@ def requests_of(
     reference = working_size(side, side)
     known = {
         name: value.numpy()
-        for name, value in case_inputs(
+        for name, value in SYSTEM.sample_inputs(
             np.random.default_rng(0), Case(1, 1, (side, side), reference)
         ).items()
     }
     known["photo"] = np.array([[jpeg(side, grey=True)]], dtype=object)
     known["reference"] = np.array([[jpeg(reference[0], grey=False)]], dtype=object)
     found = {}
-    decode, encode = contract.python_steps()
-    for spec in (decode, *contract.subnets(model.config), encode):
+    decode, encode = SYSTEM.python_steps
+    for spec in (decode, *SYSTEM.steps(model.config), encode):
         names = [t.name for t in spec.inputs if not t.optional or t.name == "reference"]
         found[spec.name] = {name: known[name] for name in names}
         answer = client.infer(spec.name, [infer_input(n, known[n]) for n in names])
@@ -117,7 +112,7 @@ def requests_of(
             if spec is not decode or tensor.name == "photo_info":
                 known[tensor.name] = answer.as_numpy(tensor.name)
     # encode_photo needs what decode_photo made of this very photo.
-    for ensemble in contract.ensembles():
+    for ensemble in SYSTEM.ensembles:
         names = [t.name for t in ensemble.inputs if t.name != "options"]
         found[ensemble.name] = {name: known[name] for name in names}
     return found
@@ -125,7 +120,8 @@ def requests_of(
 
 def verify(model: PikFix, client: grpc.InferenceServerClient) -> dict[str, float]:
     """PSNR in dB of what the server answers against PyTorch in float32; ValueError if too low."""
-    inputs = case_inputs(np.random.default_rng(1), Case(1, 1, (256, 192), (160, 96)))
+    drawn = SYSTEM.sample_inputs(np.random.default_rng(1), Case(1, 1, (256, 192), (160, 96)))
+    inputs = {name: drawn[name] for name in ("photo_l", "reference_lab")}
     with torch.no_grad():
         expected = model(inputs["photo_l"], inputs["reference_lab"])
     answer = client.infer("pikfix", [infer_input(n, v.numpy()) for n, v in inputs.items()])
@@ -191,7 +187,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     if name in NETWORKS:
                         row["gflop"] = flops[name] * batch
                         row["floor_ms"] = 1000 * row["gflop"] / rates[precision]
-                    if name in contract.ENSEMBLES:
+                    if name not in STEPS:
                         compute = sum(step["compute_ms"] for step in steps.values())
                         mean = 1000 * float(np.mean(times))
                         row["steps_ms"] = {n: s["compute_ms"] for n, s in steps.items()}

@@ -33,15 +33,15 @@ from common import RESULTS, processor, table, write_results
 from PIL import Image
 
 from pikfix.evaluation.parity import compare
-from pikfix.export import contract
 from pikfix.export.onnx import export_onnx
-from pikfix.export.parity import Case, case_inputs
-from pikfix.export.subnets import run_subnet, subnet_module
-from pikfix.networks import load_checkpoint
-from pikfix.networks.inference import InferenceStep
-from pikfix.networks.quantized import vnni_supported
+from pikfix.inference import InferenceStep
+from pikfix.inference.quantized import vnni_supported
 from pikfix.photos import bucket_shape, pad_reflect, photo_luminance
 from pikfix.photos.steps import Reference, matching_side, reference_planes, reference_shape
+from pikfix.systems.base import Case, Step
+from pikfix.systems.chain import run_step
+from pikfix.systems.checkpoint import Loaded, load
+from pikfix.systems.registry import system_of
 from pikfix.training.degradation import degrade
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.py"
@@ -70,7 +70,7 @@ def colours(checkpoint: Path) -> list[dict[str, Any]]:
     damaged = (damaged * 255).round().astype(np.uint8)
     truth = np.asarray(Image.fromarray(left).resize(JUDGED, Image.Resampling.LANCZOS))
     light = skimage.color.rgb2lab(truth)[..., :1]
-    model = load_checkpoint(checkpoint)
+    model = load(checkpoint).model
     rows = []
     for side in PHOTO_SIDES:
         plane = photo_luminance(scaled(damaged, side))
@@ -105,11 +105,17 @@ def colours(checkpoint: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _similarity(loaded: Loaded) -> Step:
+    (step,) = (step for step in loaded.steps if step.correlation)
+    return step
+
+
 def runner(form: str, checkpoint: Path, folder: Path) -> Callable[[dict[str, torch.Tensor]], Any]:
     """The similarity step in one of its forms: tensors in, warped_1 out."""
-    model = load_checkpoint(checkpoint)
     if form.startswith("fused"):
-        step = InferenceStep(model, "similarity", "bf16" if form.endswith("bf16") else "fp32")
+        loaded = load(checkpoint)
+        spec, model = _similarity(loaded), loaded.model
+        step = InferenceStep(spec, spec.module(model), "bf16" if form.endswith("bf16") else "fp32")
         torch.set_flush_denormal(True)
         return lambda inputs: step(inputs)["warped_1"].numpy()
     path = folder / f"{form.replace(' ', '-')}.onnx"
@@ -129,7 +135,8 @@ def runner(form: str, checkpoint: Path, folder: Path) -> Callable[[dict[str, tor
 
 def cost(form: str, side: int, count: int, checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Time, processor time and additional peak memory of one form; run in a process of its own."""
-    inputs = case_inputs(np.random.default_rng(0), Case(1, count, (512, 512), (side, side)))
+    case = Case(1, count, (512, 512), (side, side))
+    inputs = system_of("pikfix").sample_inputs(np.random.default_rng(0), case)
     inputs = {"working_l": inputs["photo_l"], "reference_lab": inputs["reference_lab"]}
     run = runner(form, checkpoint, folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -139,8 +146,10 @@ def cost(form: str, side: int, count: int, checkpoint: Path, folder: Path) -> di
         answer = run(inputs)
         times.append((time.perf_counter() - wall, time.process_time() - busy))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    module = subnet_module(load_checkpoint(checkpoint), "similarity")
-    psnr = compare(run_subnet(module, inputs)[0].numpy(), answer).psnr
+    loaded = load(checkpoint)
+    spec = _similarity(loaded)
+    expected = run_step(loaded.modules[spec.name], spec, inputs)["warped_1"]
+    psnr = compare(expected.numpy(), answer).psnr
     if psnr < MIN_PSNR:
         raise ValueError(f"{form} is {psnr:.1f} dB from PyTorch's: not timing wrong results")
     return {
@@ -155,13 +164,13 @@ def cost(form: str, side: int, count: int, checkpoint: Path, folder: Path) -> di
 
 def costs(checkpoint: Path) -> list[dict[str, Any]]:
     """All forms and cases, one process after the other."""
-    model = load_checkpoint(checkpoint)
-    (spec,) = (s for s in contract.subnets(model.config) if s.name == "similarity")
+    loaded = load(checkpoint)
+    spec = _similarity(loaded)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for form, runtime in (("whole-map", "onnxruntime-cuda"), ("blocks", "onnxruntime")):
             path = Path(folder) / f"{form}.onnx"
-            export_onnx(subnet_module(model, "similarity"), spec, path, runtime=runtime)
+            export_onnx(loaded.modules[spec.name], spec, path, runtime=runtime)
         for side, count in CASES:
             for form in FORMS:
                 words = [form, str(side), str(count), str(checkpoint), folder]

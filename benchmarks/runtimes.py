@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, environment, machine_line, matrix_rates, table, write_results
+from common import RESULTS, SYSTEM, environment, machine_line, matrix_rates, table, write_results
 from latency import infer_input, networks_flops, verify
 from tritonclient import grpc
 
-from pikfix.export.parity import Case, case_inputs
 from pikfix.networks import PikFix, load_checkpoint
 from pikfix.serving.server import start_server
+from pikfix.systems.base import Case
 
 MIN_ANSWERS = 5
 """Fewer say little of a rate."""
@@ -116,7 +116,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sides = (options.side, options.side)
     arrays = {
         name: value.numpy()
-        for name, value in case_inputs(np.random.default_rng(0), Case(1, 1, sides, sides)).items()
+        for name, value in SYSTEM.sample_inputs(
+            np.random.default_rng(0), Case(1, 1, sides, sides)
+        ).items()
+        if name in ("photo_l", "reference_lab")
     }
     result: dict[str, Any] = {
         "side": options.side,

@@ -25,7 +25,8 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.export.calibration import measure_ranges, samples, save_ranges
-from pikfix.networks import CheckpointError, load_checkpoint
+from pikfix.networks import CheckpointError
+from pikfix.systems.checkpoint import load
 from pikfix.training.degradation import DegradationConfig, degrade
 
 REFERENCES = 2
@@ -49,19 +50,20 @@ def command(
     written beside the checkpoint, as NAME.ranges.safetensors, where the export looks for them.
     """
     try:
-        model = load_checkpoint(checkpoint)
+        loaded = load(checkpoint)
         chosen = _spread(find_pictures(photos, tell), limit)
     except (CheckpointError, EvaluationError) as error:
         raise CommandError(str(error)) from error
     used = 0
 
-    def pictures() -> Iterator[tuple[Tensor, Tensor]]:
+    def pictures() -> Iterator[dict[str, Tensor]]:
         nonlocal used
-        for photo_l, reference_lab in _pictures(_visibly(chosen), seed):
+        for inputs in _pictures(_visibly(chosen), seed):
             used += 1
-            yield photo_l, reference_lab
+            yield inputs
 
-    ranges = measure_ranges(model, itertools.chain(pictures(), samples()))
+    drawn = samples(loaded.system)
+    ranges = measure_ranges(loaded.system, loaded.model, itertools.chain(pictures(), drawn))
     if not used:
         raise CommandError(f"no photo in {photos} can be read")
     path = save_ranges(ranges, checkpoint, used)
@@ -79,7 +81,7 @@ def _visibly(paths: list[Path]) -> Iterable[Path]:
     return track(paths, "measuring", console=console, disable=not console.is_terminal)
 
 
-def _pictures(paths: Iterable[Path], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _pictures(paths: Iterable[Path], seed: int) -> Iterator[dict[str, Tensor]]:
     """Each photo, aged, with the photos before it as references."""
     before: list[Tensor] = []
     for number, path in enumerate(paths):
@@ -94,5 +96,6 @@ def _pictures(paths: Iterable[Path], seed: int) -> Iterator[tuple[Tensor, Tensor
             clean = ((luminance[0] + 1) / 2).clamp(0, 1).numpy()
             aged = degrade(clean, rng, DegradationConfig()).image
             luminance = torch.from_numpy(aged * 2 - 1)[None]
-        yield luminance[None], stack_references((before or [photo])[-REFERENCES:])
+        references = stack_references((before or [photo])[-REFERENCES:])
+        yield {"photo_l": luminance[None], "reference_lab": references}
         before = [*before, photo][-REFERENCES:]

@@ -1,7 +1,7 @@
 """Activation ranges for int8: measured on photos once, kept beside the checkpoint.
 
-The file `NAME.ranges.safetensors` belongs to `NAME.safetensors`: for each convolution of the
-restoration and colorization networks the lowest and highest value of each input channel. It holds
+The file `NAME.ranges.safetensors` belongs to `NAME.safetensors`: for each convolution of the steps
+that can compute in bytes the lowest and highest value of each input channel. It holds
 no pictures and nothing that could be recognised.
 """
 
@@ -14,52 +14,53 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from pikfix.export.errors import ExportError
-from pikfix.export.parity import Case, case_inputs
-from pikfix.networks import PikFix, to_working
+from pikfix.inference.quantized import input_ranges
 from pikfix.networks.checkpoint import write_tensors
-from pikfix.networks.quantized import input_ranges
+from pikfix.systems.base import Case, System
+from pikfix.systems.chain import run_chain
 
 RangesByStep = dict[str, dict[str, Tensor]]
-"""By sub-net ("restore", "colorize"), then by convolution: `[2, C]`."""
+"""By step, then by convolution of its module: `[2, C]`."""
 
-_FORMAT = "pikfix activation ranges"
-_NETWORKS = {"restore": "restoration", "colorize": "colorization"}
+_FORMAT = "pikfix activation ranges 2"
 _SAMPLES = 8
 _SAMPLE = Case(1, 2, (256, 256), (256, 256))
 
 
-def samples() -> Iterable[tuple[Tensor, Tensor]]:
-    """Drawn pictures, of the kind the parity gate measures on: photo_l and reference_lab."""
+def samples(system: System) -> Iterable[dict[str, Tensor]]:
+    """Drawn inputs, of the kind the parity gate measures on."""
     for number in range(_SAMPLES):
-        drawn = case_inputs(np.random.default_rng([1, number]), _SAMPLE)
-        yield drawn["photo_l"], drawn["reference_lab"]
+        yield system.sample_inputs(np.random.default_rng([1, number]), _SAMPLE)
 
 
-def measure_ranges(model: PikFix, pictures: Iterable[tuple[Tensor, Tensor]]) -> RangesByStep:
+def measure_ranges(
+    system: System, model: nn.Module, pictures: Iterable[dict[str, Tensor]]
+) -> RangesByStep:
     """Run the networks in float32 and note how far the inputs of their convolutions go.
 
     Args:
+        system: the model's.
         model: in evaluation mode.
-        pictures: photo_l `[B, 1, H, W]` and reference_lab `[B, R, 3, H_r, W_r]`.
+        pictures: inputs of the first steps, by name.
     """
+    steps = system.steps(model.config)
+    modules = system.modules(model, steps)
 
     def run() -> None:
-        for photo_l, reference_lab in pictures:
-            working_l = to_working(model.restoration(photo_l))
-            model.colorization(working_l, *model.similarity(working_l, reference_lab))
+        for inputs in pictures:
+            for _ in run_chain(steps, modules, inputs):
+                pass
 
-    seen = input_ranges(model, run)
-    return {
-        step: {
-            name.removeprefix(f"{network}."): value
-            for name, value in seen.items()
-            if name.startswith(f"{network}.")
-        }
-        for step, network in _NETWORKS.items()
-    }
+    seen = input_ranges(nn.ModuleDict(modules), run)
+    found: RangesByStep = {s.name: {} for s in steps if s.lowest_precision == "int8"}
+    for name, value in seen.items():
+        step, _, layer = name.partition(".")
+        if step in found:
+            found[step][layer] = value
+    return found
 
 
 def ranges_path(checkpoint: Path) -> Path:
@@ -104,20 +105,20 @@ def load_ranges(checkpoint: Path) -> RangesByStep | None:
         raise ExportError(f"{path} holds no activation ranges: {again}")
     if header.get("checkpoint") != _digest(checkpoint):
         raise ExportError(f"{path} was measured on another checkpoint: {again}")
-    ranges: RangesByStep = {step: {} for step in _NETWORKS}
+    ranges: RangesByStep = {}
     for name, value in tensors.items():
         step, _, layer = name.partition(".")
-        ranges[step][layer] = value
+        ranges.setdefault(step, {})[layer] = value
     return ranges
 
 
-def ranges_of(model: PikFix, checkpoint: Path) -> tuple[RangesByStep, str]:
+def ranges_of(system: System, model: nn.Module, checkpoint: Path) -> tuple[RangesByStep, str]:
     """The ranges measured on photos, or else on samples, and a line that says which."""
     found = load_ranges(checkpoint)
     if found is not None:
         return found, f"activation ranges from {ranges_path(checkpoint)}"
     with torch.inference_mode():
-        ranges = measure_ranges(model, samples())
+        ranges = measure_ranges(system, model, samples(system))
     return ranges, (
         "activation ranges from drawn samples; `pikfix calibrate` measures them on photos"
     )

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
 from pikfix.export.memory import activation_bytes
-from pikfix.export.profiles import Capacity, Largest, profile_of, takes_photos
+from pikfix.export.profiles import Capacity, Largest, profile_of
 from pikfix.networks import WORKING_LIMIT
 from pikfix.photos import GPU_BUCKET_SIDES
+from pikfix.systems.base import Step
 
 _GIB = 1 << 30
 
 
 def capacity_of(
     modules: Mapping[str, nn.Module],
-    models: Sequence[Model],
+    models: Sequence[Step],
     *,
     budget: int,
     max_batch: int,
@@ -35,7 +35,7 @@ def capacity_of(
 
     Args:
         modules: the wrapped sub-nets by name, in the types they will be served in.
-        models: contracts of those whose memory is to be counted; others take the usual shapes.
+        models: the steps whose memory is to be counted; others take the usual shapes.
         budget: bytes that the activations of one network may take.
         max_batch: photos in a batch, at most.
         reference_side: longest side of references.
@@ -45,7 +45,7 @@ def capacity_of(
     Raises:
         ExportError: the smallest useful shape does not fit.
     """
-    largest = dict(Capacity().largest)
+    largest: dict[str, Largest] = {}
     for model in models:
         name = model.name
         for found in _preferred(model, max_batch, fused_warp):
@@ -64,24 +64,24 @@ def capacity_of(
     return Capacity(largest)
 
 
-def _preferred(model: Model, max_batch: int, fused_warp: bool) -> Iterator[Largest]:
+def _preferred(model: Step, max_batch: int, fused_warp: bool) -> Iterator[Largest]:
     """Shapes to try, the most useful first."""
     batches = [batch for batch in (8, 4, 2, 1) if batch <= max_batch]
-    if takes_photos(model):
+    if model.takes_photos:
         # One at a time: a large photo keeps a GPU busy, and a batch would be one of the largest.
         yield from (Largest(1, side) for side in reversed(GPU_BUCKET_SIDES))
-    elif model.name == "similarity" and not fused_warp:
+    elif model.correlation and not fused_warp:
         # The map of one photo and one reference has 16384^2 places at the finest scale.
         yield from (Largest(1, WORKING_LIMIT, count) for count in range(Largest.references, 0, -1))
     else:
         yield from (Largest(batch, WORKING_LIMIT) for batch in batches)
-        if model.name == "similarity":
+        if model.correlation:
             yield from (Largest(1, references=n) for n in range(Largest.references - 1, 0, -1))
 
 
-def _words(model: Model, largest: Largest) -> str:
+def _words(model: Step, largest: Largest) -> str:
     photos = f"{largest.batch} photo{'s' if largest.batch > 1 else ''} of {largest.side} pixels"
-    if model.name != "similarity":
+    if not model.correlation:
         return photos
     return f"{photos} with {largest.references} reference{'s' if largest.references > 1 else ''}"
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export import contract
-from pikfix.export.contract import Model, Tensor
+from pikfix.export.profiles import sizes
 from pikfix.export.targets import Placement
-from pikfix.networks import SIDE_MULTIPLE, PikFixConfig
-from pikfix.networks.restoration import Restoration
+from pikfix.networks import SIDE_MULTIPLE
 from pikfix.photos import DEFAULT_MAX_PIXELS
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
+from pikfix.systems.base import Ensemble, Model, Step, System
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
 
@@ -36,8 +35,6 @@ class ServingSettings:
         about eight seconds; of 24, under twice the load they could bear, most outlived the 20
         seconds that their clients waited.
     queue_size: requests that wait before each later step.
-    nice: how much each sub-net gives way to the others on the embedded server's CPU; what has
-        been begun is finished first.
     max_pixels: of a photo; more are refused before decoding.
     reference_side: references are scaled down to this longest side, or to the photo's where it is
         shorter. A quarter of a 512-pixel side gives 16384 keys per reference.
@@ -56,7 +53,6 @@ class ServingSettings:
     max_pixels: int = DEFAULT_MAX_PIXELS
     reference_side: int = DEFAULT_REFERENCE_SIDE
     tile_pixels: int = 1 << 20
-    nice: tuple[tuple[str, int], ...] = (("restore", 10), ("similarity", 5), ("colorize", 0))
     instances: int | None = None
     file_instances: int | None = None
 
@@ -64,20 +60,22 @@ class ServingSettings:
 class ConfiguresBackend(Protocol):
     """What knows how a backend is to load a sub-net: the runtime it was exported for."""
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Enter backend, file name, instances and the backend's parameters into a config."""
 
 
 def build_configs(
-    config: PikFixConfig,
+    system: System,
+    config: Any,
     runtimes: Mapping[str, ConfiguresBackend],
     settings: ServingSettings | None = None,
     placement: Placement | None = None,
 ) -> dict[str, pb.ModelConfig]:
-    """The configs of all seven models, by name.
+    """The configs of all of a system's models, by name.
 
     Args:
-        config: of the networks.
+        system: whose.
+        config: of its networks.
         runtimes: for each sub-net, what it was exported for.
         settings: how the models are scheduled.
         placement: the server they are for, and where on it they run.
@@ -86,49 +84,63 @@ def build_configs(
     queue_size = placement.queue_size(settings.restore_queue_size)
     settings = replace(settings, restore_queue_size=queue_size)
     configs = {}
-    for model in contract.subnets(config):
-        configs[model.name] = _subnet(model, runtimes[model.name], settings)
-        placement.adapt_subnet(model, configs[model.name])
-    configs.update(fixed_configs(settings, placement))
-    batches = [configs[name].max_batch_size for name in contract.SUBNETS]
+    steps = system.steps(config)
+    for step in steps:
+        first = step is steps[0]
+        configs[step.name] = _network(step, runtimes[step.name], settings, first=first)
+        placement.adapt_subnet(step, configs[step.name])
+    configs.update(fixed_configs(system, settings, placement, config=config))
+    batches = [configs[step.name].max_batch_size for step in steps]
     smallest = min(size or settings.max_batch_size for size in batches)
-    for name in contract.ENSEMBLES:
+    models = {model.name: model for model in (*steps, *system.python_steps)}
+    for ensemble in system.ensembles:
         # A request's own batch passes every step whole.
-        configs[name].max_batch_size = smallest
-        for step in configs[name].ensemble_scheduling.step:
-            _rename_tensors(step, configs[step.model_name])
+        configs[ensemble.name].max_batch_size = smallest
+        for entry in configs[ensemble.name].ensemble_scheduling.step:
+            _rename_tensors(entry, models[entry.model_name], configs[entry.model_name])
     return configs
 
 
 def fixed_configs(
-    settings: ServingSettings | None = None, placement: Placement | None = None
+    system: System,
+    settings: ServingSettings | None = None,
+    placement: Placement | None = None,
+    *,
+    config: Any = None,
 ) -> dict[str, pb.ModelConfig]:
-    """The configs that no checkpoint and no runtime changes: python steps and ensembles."""
+    """The configs that no runtime changes: python steps and ensembles.
+
+    Args:
+        system: whose.
+        settings: how the models are scheduled.
+        placement: the server they are for, and where on it they run.
+        config: of the networks, whose halos and names are the same for all; a default when None.
+    """
     settings, placement = settings or ServingSettings(), placement or Placement()
     settings = replace(
         settings,
         first_queue_size=placement.queue_size(settings.first_queue_size),
     )
-    steps = {
-        model.name: _python_step(model, settings, placement) for model in contract.python_steps()
+    steps = system.steps(config or system.config_type())
+    configs = {
+        model.name: _python_step(model, steps, settings, placement) for model in system.python_steps
     }
-    ensembles = _ensembles(settings)
-    for message in ensembles.values():
-        placement.adapt_ensemble(message, settings.queue_size)
-    return {**steps, **ensembles}
+    models = {model.name: model for model in (*steps, *system.python_steps)}
+    for ensemble in system.ensembles:
+        configs[ensemble.name] = _ensemble(ensemble, models, settings)
+        placement.adapt_ensemble(configs[ensemble.name], settings.queue_size)
+    return configs
 
 
-def _rename_tensors(step: pb.ModelEnsembling.Step, message: pb.ModelConfig) -> None:
+def _rename_tensors(entry: pb.ModelEnsembling.Step, model: Model, message: pb.ModelConfig) -> None:
     """Map a step's tensors by their order, where its backend has names of its own for them."""
-    models = {m.name: m for m in (*contract.subnets(PikFixConfig()), *contract.python_steps())}
-    model = models[step.model_name]
     for ours, theirs, mapped in (
-        (model.inputs, message.input, step.input_map),
-        (model.outputs, message.output, step.output_map),
+        (model.inputs, message.input, entry.input_map),
+        (model.outputs, message.output, entry.output_map),
     ):
-        for tensor, entry in zip(ours, theirs, strict=True):
-            if entry.name != tensor.name and tensor.name in mapped:
-                mapped[entry.name] = mapped.pop(tensor.name)
+        for tensor, named in zip(ours, theirs, strict=True):
+            if named.name != tensor.name and tensor.name in mapped:
+                mapped[named.name] = mapped.pop(tensor.name)
 
 
 def render(message: pb.ModelConfig) -> str:
@@ -144,16 +156,14 @@ def _base(model: Model, settings: ServingSettings) -> pb.ModelConfig:
         message.input.append(
             pb.ModelInput(
                 name=tensor.name,
-                data_type=_DATA_TYPES[tensor.data_type],
+                data_type=_DATA_TYPES[tensor.dtype],
                 dims=tensor.dims,
                 optional=tensor.optional,
             )
         )
     for tensor in model.outputs:
         message.output.append(
-            pb.ModelOutput(
-                name=tensor.name, data_type=_DATA_TYPES[tensor.data_type], dims=tensor.dims
-            )
+            pb.ModelOutput(name=tensor.name, data_type=_DATA_TYPES[tensor.dtype], dims=tensor.dims)
         )
     return message
 
@@ -167,19 +177,22 @@ def _schedule(message: pb.ModelConfig, queue_size: int, delay_us: int) -> None:
     policy.max_queue_size = queue_size
 
 
-def _subnet(model: Model, runtime: ConfiguresBackend, settings: ServingSettings) -> pb.ModelConfig:
-    message = _base(model, settings)
-    runtime.configure(model, message)
-    # `restore` is also the first step of the ensemble `pikfix`, but the bound that protects the
-    # server is decode_photo's: photos it accepted must find room here.
-    first = model.name == contract.SUBNETS[0]
+def _network(
+    step: Step, runtime: ConfiguresBackend, settings: ServingSettings, *, first: bool
+) -> pb.ModelConfig:
+    message = _base(step, settings)
+    runtime.configure(step, message)
+    # The first is also the first step of an ensemble of tensors, but the bound that protects the
+    # server is the decoding step's: photos it accepted must find room here.
     size = settings.restore_queue_size if first else settings.queue_size
     _schedule(message, size, settings.queue_delay_us)
-    message.model_warmup.append(_warmup(model, message))
+    message.model_warmup.append(_warmup(step, message))
     return message
 
 
-def _python_step(model: Model, settings: ServingSettings, placement: Placement) -> pb.ModelConfig:
+def _python_step(
+    model: Model, steps: Sequence[Step], settings: ServingSettings, placement: Placement
+) -> pb.ModelConfig:
     message = _base(model, settings)
     message.backend = "python"
     # Decoding and encoding are single-threaded: an instance uses a core.
@@ -187,13 +200,15 @@ def _python_step(model: Model, settings: ServingSettings, placement: Placement) 
     message.instance_group.add(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
     # One at a time: a batch would be worked off by one instance while the other has nothing to do.
     message.dynamic_batching.preferred_batch_size.append(1)
-    if model.name == "decode_photo":
+    if any(tensor.dtype == "FP32" for tensor in model.outputs):  # it decodes
         _schedule(message, settings.first_queue_size, 0)
         set_parameter(message, "max_pixels", settings.max_pixels)
-        if placement.max_side is not None:
-            set_parameter(message, "max_side", placement.max_side)
-        if placement.max_references is not None:
-            set_parameter(message, "max_references", placement.max_references)
+        for name, largest in (
+            ("max_side", placement.max_side(steps)),
+            ("max_references", placement.max_references(steps)),
+        ):
+            if largest is not None:
+                set_parameter(message, name, largest)
         set_parameter(message, "bucket_sides", ",".join(map(str, placement.bucket_sides)))
         set_parameter(message, "reference_side", settings.reference_side)
     else:
@@ -209,7 +224,7 @@ def set_parameter(message: pb.ModelConfig, name: str, value: object) -> None:
 _WARMUP_SIDE = 256
 
 
-def _warmup(model: Model, message: pb.ModelConfig) -> pb.ModelWarmup:
+def _warmup(model: Step, message: pb.ModelConfig) -> pb.ModelWarmup:
     """One grey photo of a common bucket, so that no client pays for the first allocation."""
     # Without batching the batch is a dimension like the others.
     leading = () if message.max_batch_size else (1,)
@@ -217,54 +232,39 @@ def _warmup(model: Model, message: pb.ModelConfig) -> pb.ModelWarmup:
     for tensor, entry in zip(model.inputs, message.input, strict=True):
         value = warmup.inputs[entry.name]
         value.data_type = entry.data_type
-        value.dims.extend((*leading, *_warmup_dims(tensor)))
+        value.dims.extend((*leading, *tensor.sized(sizes((_WARMUP_SIDE, _WARMUP_SIDE)))))
         value.zero_data = True
     return warmup
 
 
-def _warmup_dims(tensor: Tensor) -> tuple[int, ...]:
-    side = _WARMUP_SIDE
-    if tensor.name.startswith(("warped_", "confidence_")):
-        side >>= int(tensor.name.rsplit("_", 1)[1]) + 1
-    channels = tuple(1 if size == -1 else size for size in tensor.dims[:-2])
-    return (*channels, side, side)
+def _ensemble(
+    ensemble: Ensemble, models: Mapping[str, Model], settings: ServingSettings
+) -> pb.ModelConfig:
+    """Tensor names are the same everywhere, so a step's inputs and outputs map to themselves."""
+    message = _base(ensemble, settings)
+    message.platform = "ensemble"
+    # A tensor that nothing takes keeps the ensemble from loading.
+    taken = {tensor.name for name in ensemble.steps for tensor in models[name].inputs}
+    taken.update(tensor.name for tensor in ensemble.outputs)
+    for name in ensemble.steps:
+        entry = message.ensemble_scheduling.step.add(model_name=name, model_version=-1)
+        for tensor in models[name].inputs:
+            entry.input_map[tensor.name] = tensor.name
+        for tensor in models[name].outputs:
+            if tensor.name in taken:
+                entry.output_map[tensor.name] = tensor.name
+    return message
 
 
-def _ensembles(settings: ServingSettings) -> dict[str, pb.ModelConfig]:
-    steps_of = {
-        "pikfix": contract.SUBNETS,
-        "pikfix_photo": ("decode_photo", *contract.SUBNETS, "encode_photo"),
-    }
-    # Tensor names are those of the contract everywhere, so a step's inputs and outputs map to
-    # themselves. The channels of the warped maps do not occur in an ensemble.
-    models = {m.name: m for m in (*contract.subnets(PikFixConfig()), *contract.python_steps())}
-    configs = {}
-    for ensemble in contract.ensembles():
-        message = _base(ensemble, settings)
-        message.platform = "ensemble"
-        # A tensor that nothing takes keeps the ensemble from loading.
-        taken = {t.name for name in steps_of[ensemble.name] for t in models[name].inputs}
-        taken.update(tensor.name for tensor in ensemble.outputs)
-        for name in steps_of[ensemble.name]:
-            step = message.ensemble_scheduling.step.add(model_name=name, model_version=-1)
-            for tensor in models[name].inputs:
-                step.input_map[tensor.name] = tensor.name
-            for tensor in models[name].outputs:
-                if tensor.name in taken:
-                    step.output_map[tensor.name] = tensor.name
-        configs[ensemble.name] = message
-    return configs
-
-
-def set_network_parameters(model: Model, config: pb.ModelConfig, settings: ServingSettings) -> None:
+def set_network_parameters(step: Step, config: pb.ModelConfig, settings: ServingSettings) -> None:
     """Set what this project's own backends read, whatever runtime is behind them.
 
     `EMBEDDED_PARAMETERS` in `pikfix.export.targets` lists them; native backends get none.
     """
-    set_parameter(config, "nice", dict(settings.nice)[model.name])
-    if model.name == "restore":
+    set_parameter(config, "nice", step.nice)
+    if step.halo is not None:
         set_parameter(config, "tile_pixels", settings.tile_pixels)
-        set_parameter(config, "tile_halo", Restoration.RECEPTIVE_FIELD_RADIUS)
+        set_parameter(config, "tile_halo", step.halo)
         set_parameter(config, "tile_align", SIDE_MULTIPLE)
-    elif model.name == "similarity":
-        set_parameter(config, "side_multiple", SIDE_MULTIPLE)
+    if step.side_multiple > 1:
+        set_parameter(config, "side_multiple", step.side_multiple)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pikfix.export import contract
 from pikfix.export.calibration import RangesByStep, ranges_of
 from pikfix.export.capacity import capacity_of
 from pikfix.export.configs import ServingSettings, build_configs
@@ -34,9 +33,9 @@ from pikfix.export.runtimes import (
     runtime_of,
 )
 from pikfix.export.runtimes.kernel_step import KernelStep
-from pikfix.export.subnets import subnet_module
 from pikfix.export.targets import TARGETS, Accelerator, Placement, TargetName
-from pikfix.networks import PikFix, load_checkpoint, read_metadata
+from pikfix.systems.base import Step
+from pikfix.systems.checkpoint import Loaded, load
 
 SimilarityForm = Literal["runtime", "kernel", "plugin"]
 """Whether the similarity sub-net is exported like the others, is a python step, or is exported
@@ -101,10 +100,11 @@ def export_checkpoint(
 
     @functools.cache
     def ranges() -> RangesByStep:
-        found, source = ranges_of(load_checkpoint(checkpoint), checkpoint)
+        found, source = ranges_of(loaded.system, loaded.model, checkpoint)
         progress(source)
         return found
 
+    loaded = load(checkpoint)
     chosen = None
     if runtime != "auto":
         chosen = runtime_of(
@@ -119,15 +119,13 @@ def export_checkpoint(
                 capacity=lambda: capacity,
             )
         )
-    model = load_checkpoint(checkpoint)
-    models = contract.subnets(model.config)
-    modules = {m.name: subnet_module(model, m.name) for m in models}
+    steps, modules = loaded.steps, loaded.modules
     capacity = Capacity()
     if TARGETS[target].native or runtime == "tensorrt":
         capacity = capacity_of(
             {name: typed(module, precision) for name, module in modules.items()},
             # The python step answers one photo at a time, without maps.
-            [m for m in models if m.name != "similarity" or similarity != "kernel"],
+            [step for step in steps if not (step.correlation and similarity == "kernel")],
             budget=(engines or EngineOptions()).workspace_bytes,
             max_batch=settings.max_batch_size,
             reference_side=settings.reference_side,
@@ -144,24 +142,27 @@ def export_checkpoint(
     with staging_folder(repository) as staged:
         if chosen is None:
             measured = candidates(settings, ranges)
-            selection = export_fastest(measured, modules, models, staged, progress)
+            selection = export_fastest(measured, loaded, staged, progress)
         else:
             wanted = dict.fromkeys(modules, chosen)
-            if similarity == "kernel":
-                wanted["similarity"] = KernelStep(checkpoint, precision, device)
-            selection = _export_all(wanted, modules, models, staged, progress)
+            for step in steps:
+                if step.correlation and similarity == "kernel":
+                    wanted[step.name] = KernelStep(checkpoint, precision, device)
+            selection = _export_all(wanted, modules, steps, staged, progress)
         runtimes, files, runners = selection.runtimes, selection.files, selection.runners
         progress("comparing with PyTorch")
         limits = {name: r.limits for name, r in runtimes.items()}
         try:
-            cases = [case.within(capacity.max_references) for case in CASES]
-            figures = check_parity(modules, models, runners, limits=limits, cases=cases)
+            cases = [case.within(capacity.max_references(steps)) for case in CASES]
+            figures = check_parity(
+                loaded.system, modules, steps, runners, limits=limits, cases=cases
+            )
         except ParityError as error:
             raise ParityError(f"{error}{_CLOSER.get(precision, '')}") from None
         progress(f"publishing into {repository}")
         manifest = Manifest(
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            checkpoint=_describe(checkpoint, model),
+            checkpoint=_describe(checkpoint, loaded),
             runtime=runtime,
             device=device,
             precision=precision if chosen is not None else "measured",
@@ -184,7 +185,7 @@ def export_checkpoint(
         return publish(
             repository,
             staged,
-            build_configs(model.config, runtimes, settings, placement),
+            build_configs(loaded.system, loaded.config, runtimes, settings, placement),
             manifest,
         )
 
@@ -200,12 +201,12 @@ _CLOSER = {
 def _export_all(
     runtimes: dict[str, Runtime],
     modules: Mapping[str, nn.Module],
-    models: Sequence[contract.Model],
+    steps: Sequence[Step],
     staged: Path,
     progress: Callable[[str], None],
 ) -> Selection:
     selection = Selection(runtimes=runtimes)
-    for spec in models:
+    for spec in steps:
         progress(f"exporting {spec.name}")
         folder = staged / spec.name
         folder.mkdir()
@@ -232,17 +233,17 @@ def _versions(runtimes: dict[str, Runtime]) -> dict[str, str]:
     return versions
 
 
-def _describe(checkpoint: Path, model: PikFix) -> dict[str, Any]:
-    stored = read_metadata(checkpoint)
+def _describe(checkpoint: Path, loaded: Loaded) -> dict[str, Any]:
     return {
         "file": checkpoint.name,
         "sha256": _sha256(checkpoint),
-        "preset": model.config.name,
-        "config": json.loads(stored["config"]),
+        "system": loaded.system.name,
+        "preset": loaded.config.name,
+        "config": json.loads(loaded.metadata["config"]),
         "metadata": {
             key: _maybe_json(value)
-            for key, value in stored.items()
-            if key not in ("format", "format_version", "config")
+            for key, value in loaded.metadata.items()
+            if key not in ("format", "format_version", "system", "config")
         },
     }
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pikfix.evaluation.parity import compare
-from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
-from pikfix.export.parity import CASES, Arrays, Runner, case_inputs
+from pikfix.export.parity import CASES, Arrays, Runner
 from pikfix.export.runtimes import Choice, Runtime
-from pikfix.export.subnets import run_subnet
-from pikfix.networks.inference import keep_free_memory
+from pikfix.inference import keep_free_memory
+from pikfix.systems.chain import run_step
+from pikfix.systems.checkpoint import Loaded
 
 _RUNS = 5
 _SECONDS = 5.0
@@ -55,8 +54,7 @@ class Selection:
 
 def export_fastest(
     candidates: Mapping[Choice, Runtime],
-    modules: Mapping[str, nn.Module],
-    models: Sequence[Model],
+    loaded: Loaded,
     staged: Path,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Selection:
@@ -64,8 +62,7 @@ def export_fastest(
 
     Args:
         candidates: the runtimes to choose from.
-        modules: the wrapped PyTorch sub-nets by name.
-        models: their contracts, in the order a photo passes them.
+        loaded: the checkpoint.
         staged: where the chosen artifacts end up, one folder per sub-net.
         progress: called with a line for each measurement.
 
@@ -74,13 +71,15 @@ def export_fastest(
     """
     keep_free_memory()  # as the server's backend does
     selection = Selection()
-    drawn = [case_inputs(np.random.default_rng(i), case) for i, case in enumerate(CASES)]
-    for model in models:
+    drawn = [
+        loaded.system.sample_inputs(np.random.default_rng(i), case) for i, case in enumerate(CASES)
+    ]
+    modules = loaded.modules
+    for model in loaded.steps:
         asked: list[Arrays] = []
         for known in drawn:
             inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
-            expected = run_subnet(modules[model.name], inputs)
-            known.update(zip((tensor.name for tensor in model.outputs), expected, strict=True))
+            known.update(run_step(modules[model.name], model, inputs))
             asked.append({name: value.numpy() for name, value in inputs.items()})
         folders: dict[Choice, Path] = {}
         exported: dict[Choice, tuple[str, Runner]] = {}

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pikfix.export.contract import Model
 from pikfix.export.runtimes.decompositions import DECOMPOSITIONS, WARP
+from pikfix.systems.base import Model
 
 
 class _Counted(TorchDispatchMode):

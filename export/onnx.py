@@ -8,25 +8,17 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import nn
 
-from pikfix.export.contract import MENDED_L, PHOTO_L, REFERENCE_LAB, WHOLE, Model, Tensor
-from pikfix.export.profiles import scale_of
-from pikfix.export.subnets import RestoreStep, TileStep, WholeStep
+from pikfix.export.profiles import sizes
 from pikfix.kernels.onnx_translation import OPSETS, translation_table
-from pikfix.networks import SIDE_MULTIPLE
+from pikfix.systems.base import REFERENCES, Step, TensorSpec
 
 MODEL_FILE = "model.onnx"
-WHOLE_FILE = "whole.onnx"
 
 # The example's sizes only say which dimensions are free; all differ, so that none is taken for
 # another, and none is 1, which tracing would take for a constant.
@@ -36,7 +28,7 @@ _EXAMPLE_REFERENCE_SIDES = (96, 128)
 _EXAMPLE_REFERENCES = 3
 
 
-def export_onnx(module: nn.Module, model: Model, path: Path, *, runtime: str) -> None:
+def export_onnx(module: nn.Module, model: Step, path: Path, *, runtime: str) -> None:
     """Write `module` to `path` as one ONNX file with the names of `model`.
 
     Args:
@@ -60,7 +52,7 @@ def export_onnx(module: nn.Module, model: Model, path: Path, *, runtime: str) ->
     program.save(path, external_data=False)
 
 
-def trace(module: nn.Module, model: Model, device: str = "cpu") -> torch.export.ExportedProgram:
+def trace(module: nn.Module, model: Step, device: str = "cpu") -> torch.export.ExportedProgram:
     """Trace a sub-net with every dimension free that its contract leaves free.
 
     Args:
@@ -79,81 +71,36 @@ def trace(module: nn.Module, model: Model, device: str = "cpu") -> torch.export.
         return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
 
-def example_inputs(model: Model) -> tuple[torch.Tensor, ...]:
+def example_inputs(model: Step) -> tuple[torch.Tensor, ...]:
     """Random inputs to trace a sub-net with; no two free dimensions have one size."""
-    return tuple(_example(tensor) for tensor in model.inputs)
+    free = sizes(_EXAMPLE_SIDES, _EXAMPLE_REFERENCES, _EXAMPLE_REFERENCE_SIDES)
+    return tuple(torch.rand(_EXAMPLE_BATCH, *t.sized(free)) * 2 - 1 for t in model.inputs)
 
 
-def free_dimensions(model: Model) -> tuple[dict[int, Any], ...]:
+def free_dimensions(model: Step) -> tuple[dict[int, Any], ...]:
     """The free dimensions of each input, as `torch.export.export` takes them."""
-    return tuple(_free_dimensions(tensor) for tensor in model.inputs)
-
-
-def export_subnet(
-    module: nn.Module, model: Model, folder: Path, *, runtime: str = "onnxruntime"
-) -> Path:
-    """Write a sub-net for ONNX Runtime, `restore` so that a server can run it in tiles, too.
-
-    Such a server gives the file's input `whole`, whose default is 1, the value 0 for every tile,
-    and finishes the joined tiles with `whole.onnx`. `runtime` is a key of `OPSETS`.
-
-    Returns:
-        The sub-net's own file.
-    """
-    path = folder / MODEL_FILE
-    if not isinstance(module, RestoreStep):
-        export_onnx(module, model, path, runtime=runtime)
-        return path
-    if module.restoration.tone is None:
-        export_onnx(module, model, path, runtime=runtime)
-    else:
-        tiles = replace(model, inputs=(*model.inputs, WHOLE))
-        export_onnx(TileStep(module).eval(), tiles, path, runtime=runtime)
-        _set_default(path, WHOLE.name, np.ones(1, dtype=np.float32))
-    rest = Model(WHOLE.name, (PHOTO_L, MENDED_L), model.outputs)
-    export_onnx(WholeStep(module).eval(), rest, folder / WHOLE_FILE, runtime=runtime)
-    return path
-
-
-def _set_default(path: Path, name: str, value: npt.NDArray[np.float32]) -> None:
-    """Give an input of an ONNX file a default: an initializer that callers may override."""
-    model = onnx.load(path)
-    if name not in {initializer.name for initializer in model.graph.initializer}:
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
-        onnx.save(model, path)
+    return tuple(_free_dimensions(model, tensor) for tensor in model.inputs)
 
 
 def _signature(module: nn.Module) -> inspect.Signature:
     return inspect.signature(module.forward)
 
 
-def _free_dimensions(tensor: Tensor) -> dict[int, Any]:
+def _free_dimensions(step: Step, tensor: TensorSpec) -> dict[int, Any]:
     """Name the free dimensions, and how those of one network depend on each other."""
-    if tensor.name == WHOLE.name:
-        return {}
     dimensions: dict[int, Any] = {0: torch.export.Dim("batch")}
-    rows, columns = len(tensor.dims) - 1, len(tensor.dims)
-    if tensor.name in (PHOTO_L.name, MENDED_L.name):
-        # Any size: the network pads, which named dimensions cannot express.
-        dimensions[rows] = dimensions[columns] = torch.export.Dim.DYNAMIC
-        return dimensions
-    group = "reference" if tensor.name == REFERENCE_LAB.name else "working"
-    if group == "reference":
-        dimensions[1] = torch.export.Dim("references")
-    multiple = SIDE_MULTIPLE // scale_of(tensor)
-    dimensions[rows] = multiple * torch.export.Dim(f"{group}_rows")
-    dimensions[columns] = multiple * torch.export.Dim(f"{group}_columns")
+    for position, symbol in enumerate(tensor.symbols, 1):
+        if symbol is None:
+            continue
+        name, divisor = symbol
+        if name == REFERENCES:
+            dimensions[position] = torch.export.Dim("references")
+        elif step.side_multiple == 1:
+            # Any size: the network pads, which named dimensions cannot express.
+            dimensions[position] = torch.export.Dim.DYNAMIC
+        else:
+            dimensions[position] = step.side_multiple // divisor * torch.export.Dim(name)
     return dimensions
-
-
-def _example(tensor: Tensor) -> torch.Tensor:
-    if tensor.name == WHOLE.name:
-        return torch.ones(1)
-    reference = tensor.name == REFERENCE_LAB.name
-    full = _EXAMPLE_REFERENCE_SIDES if reference else _EXAMPLE_SIDES
-    sides = [side // scale_of(tensor) for side in full]
-    channels = [_EXAMPLE_REFERENCES if size == -1 else size for size in tensor.dims[:-2]]
-    return torch.rand(_EXAMPLE_BATCH, *channels, *sides) * 2 - 1
 
 
 @contextlib.contextmanager

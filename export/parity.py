@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from pikfix.evaluation.parity import Parity, compare
-from pikfix.export.contract import Model
 from pikfix.export.errors import ParityError
-from pikfix.export.samples import aged, photo_like_lab
-from pikfix.export.subnets import run_subnet
+from pikfix.systems.base import Case, Step, System
+from pikfix.systems.chain import run_chain
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Runner = Callable[[Arrays], Arrays]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Shapes of one measurement: batch, references, photo sides and reference sides."""
-
-    batch: int
-    references: int
-    photo: tuple[int, int]
-    reference: tuple[int, int]
-
-    def within(self, max_references: int) -> Case:
-        """The same with no more references than a repository takes."""
-        return replace(self, references=min(self.references, max_references))
 
 
 CASES = (
@@ -47,7 +31,7 @@ position at the coarsest scale. Sides are odd multiples of 32 where that matters
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an exported sub-net may be from PyTorch in float32; None is no limit.
+    """How far an exported step may be from PyTorch in float32; None is no limit.
 
     max_abs: largest difference on [-1, 1]. The default is what clients of float32 networks are
         promised.
@@ -61,44 +45,43 @@ class Limits:
 
 
 def check_parity(
+    system: System,
     modules: Mapping[str, nn.Module],
-    models: Sequence[Model],
+    steps: Sequence[Step],
     runners: dict[str, Runner],
     *,
     limits: Mapping[str, Limits],
     cases: Sequence[Case] = CASES,
 ) -> dict[str, dict[str, Any]]:
-    """Compare every exported sub-net with PyTorch's, on photo-like inputs.
+    """Compare every exported step with PyTorch's, on photo-like inputs.
 
-    Each sub-net gets what PyTorch's own preceding step gives it, so that a figure belongs to one
+    Each step gets what PyTorch's own preceding step gives it, so that a figure belongs to one
     network.
 
     Args:
-        modules: the wrapped PyTorch sub-nets by name.
-        models: their contracts, in the order a photo passes them.
-        runners: the exported sub-nets by name: named arrays in, named arrays out.
-        limits: what each sub-net is held to.
+        system: draws the inputs.
+        modules: the steps in PyTorch, by name.
+        steps: in the order a photo passes them.
+        runners: the exported steps by name: named arrays in, named arrays out.
+        limits: what each step is held to.
         cases: the shapes to measure.
 
     Returns:
-        For each sub-net, the worst figures over all cases and outputs.
+        For each step, the worst figures over all cases and outputs.
 
     Raises:
         ParityError: a difference is over its limit, a shape differs, or a value is not finite.
     """
     figures: dict[str, dict[str, Any]] = {}
     for case_index, case in enumerate(cases):
-        known = case_inputs(np.random.default_rng(case_index), case)
-        for model in models:
-            inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
-            expected = run_subnet(modules[model.name], inputs)
-            actual = runners[model.name]({name: value.numpy() for name, value in inputs.items()})
-            for tensor, value in zip(model.outputs, expected, strict=True):
-                known[tensor.name] = value
-                where = f"{model.name}: {tensor.name} of {case}"
-                figure = _compare(where, value.numpy(), actual[tensor.name], limits[model.name])
+        drawn = system.sample_inputs(np.random.default_rng(case_index), case)
+        for step, inputs, expected in run_chain(steps, modules, drawn):
+            actual = runners[step.name]({name: value.numpy() for name, value in inputs.items()})
+            for name, value in expected.items():
+                where = f"{step.name}: {name} of {case}"
+                figure = _compare(where, value.numpy(), actual[name], limits[step.name])
                 worst = figures.setdefault(
-                    model.name, {"max_abs": 0.0, "worst_tile": 0.0, "psnr": None}
+                    step.name, {"max_abs": 0.0, "worst_tile": 0.0, "psnr": None}
                 )
                 worst["max_abs"] = max(worst["max_abs"], figure.max_abs)
                 worst["worst_tile"] = max(worst["worst_tile"], figure.worst_tile)
@@ -120,15 +103,3 @@ def _compare(
     if violations:
         raise ParityError(f"{where}: {'; '.join(violations)}; nothing was published")
     return figure
-
-
-def case_inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
-    """Draw photo_l and reference_lab for a case."""
-    photos = torch.stack([photo_like_lab(rng, *case.photo)[:1] for _ in range(case.batch)])
-    references = torch.stack(
-        [
-            torch.stack([photo_like_lab(rng, *case.reference) for _ in range(case.references)])
-            for _ in range(case.batch)
-        ]
-    )
-    return {"photo_l": aged(rng, photos), "reference_lab": references}

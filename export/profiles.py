@@ -10,10 +10,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pikfix.export.contract import PHOTO_L, REFERENCE_LAB, RESTORED_L, Model, Tensor
 from pikfix.networks import SIDE_MULTIPLE, WORKING_LIMIT, working_size
 from pikfix.photos import GPU_BUCKET_SIDES
 from pikfix.photos.steps import DEFAULT_MAX_REFERENCES
+from pikfix.systems.base import (
+    PHOTO_SIDES,
+    REFERENCE_SIDES,
+    REFERENCES,
+    WORKING_SIDES,
+    Step,
+)
 
 Shape = tuple[int, ...]
 
@@ -57,47 +63,48 @@ class Largest:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The largest shapes of each sub-net, by its name."""
+    """The largest shapes of each step, by its name; of those that it does not hold, the usual."""
 
-    largest: Mapping[str, Largest] = field(
-        default_factory=lambda: {
-            "restore": Largest(1, GPU_BUCKET_SIDES[-1]),
-            "similarity": Largest(),
-            "colorize": Largest(),
-        }
+    largest: Mapping[str, Largest] = field(default_factory=dict)
+
+    def of(self, step: Step) -> Largest:
+        """The largest shapes of a step."""
+        usual = Largest(1, GPU_BUCKET_SIDES[-1]) if step.takes_photos else Largest()
+        return self.largest.get(step.name, usual)
+
+    def max_side(self, steps: Sequence[Step]) -> int:
+        """Of a photo that passes all of the steps."""
+        return min(self.of(step).side for step in steps if step.takes_photos)
+
+    def max_references(self, steps: Sequence[Step]) -> int:
+        """Of a photo that passes all of the steps."""
+        return min(self.of(step).references for step in steps)
+
+
+def sizes(
+    sides: tuple[int, int], references: int = 1, reference_sides: tuple[int, int] | None = None
+) -> dict[str, int]:
+    """Sizes for all symbols of shapes.
+
+    Args:
+        sides: height and width of photos, and of working sizes.
+        references: of each photo.
+        reference_sides: their height and width; the photos' when None.
+    """
+    symbols = (*PHOTO_SIDES, *WORKING_SIDES, *REFERENCE_SIDES, REFERENCES)
+    return dict(
+        zip(symbols, (*sides, *sides, *(reference_sides or sides), references), strict=True)
     )
 
-    @property
-    def max_side(self) -> int:
-        """Of a photo."""
-        return self.largest["restore"].side
 
-    @property
-    def max_references(self) -> int:
-        """Of a photo."""
-        return self.largest["similarity"].references
-
-
-def scale_of(tensor: Tensor) -> int:
-    """How many pixels of the working size a position of the tensor spans."""
-    if tensor.name.startswith(("warped_", "confidence_")):
-        return 1 << int(tensor.name.rsplit("_", 1)[1]) + 1
-    return 1
-
-
-def takes_photos(model: Model) -> bool:
-    """Whether a network takes photos of any size, not of the working size."""
-    return model.inputs[0].name in (PHOTO_L.name, RESTORED_L.name)
-
-
-def profile_of(model: Model, largest: Largest, *, reference_side: int) -> Profile:
+def profile_of(model: Step, largest: Largest, *, reference_side: int) -> Profile:
     """The profile of a sub-net.
 
     One, since a batch that a server has merged must fit the profile of each of its photos: with a
     second one for single large photos, two of those would be an error.
 
     Args:
-        model: a sub-net's contract.
+        model: a step.
         largest: shapes.
         reference_side: longest side of references.
 
@@ -106,21 +113,22 @@ def profile_of(model: Model, largest: Largest, *, reference_side: int) -> Profil
         32, which callers of the ensemble `pikfix` may send and an elongated photo's working size
         has.
     """
-    ranges = {}
-    for tensor in model.inputs:
-        ranges[tensor.name] = Range(
-            (1, *_shape(tensor, SIDE_MULTIPLE, 1, SIDE_MULTIPLE)),
-            (1, *_shape(tensor, min(_COMMON_SIDE, largest.side), 1, reference_side)),
-            (
-                largest.batch,
-                *_shape(tensor, largest.side, largest.references, reference_side),
-            ),
-        )
-    return Profile(ranges)
+    common, references = min(_COMMON_SIDE, largest.side), (reference_side, reference_side)
+    ends = (
+        (1, sizes((SIDE_MULTIPLE, SIDE_MULTIPLE))),
+        (1, sizes((common, common), 1, references)),
+        (largest.batch, sizes((largest.side, largest.side), largest.references, references)),
+    )
+    return Profile(
+        {
+            tensor.name: Range(*((batch, *tensor.sized(end)) for batch, end in ends))
+            for tensor in model.inputs
+        }
+    )
 
 
 def common_shapes(
-    model: Model,
+    model: Step,
     largest: Largest,
     *,
     reference_side: int,
@@ -129,7 +137,7 @@ def common_shapes(
     """Shapes that photos of usual sizes and aspects have, without the batch dimension.
 
     Args:
-        model: a sub-net's contract.
+        model: a step.
         largest: shapes that the network takes.
         reference_side: longest side of references; those here are square.
         sides: the bucket table.
@@ -139,26 +147,13 @@ def common_shapes(
         for height, width in itertools.product(sides, repeat=2)
         if max(height, width) <= _LONGEST * min(height, width)
     ]
-    if takes_photos(model):
+    if model.takes_photos:
         limit = min(_GRAPH_SIDE, largest.side)
         found = [pair for pair in buckets if max(pair) <= limit]
     else:
         found = [working_size(*pair) for pair in buckets]
+    references = (reference_side, reference_side)
     return tuple(
-        {tensor.name: _oblong(tensor, size, reference_side) for tensor in model.inputs}
+        {tensor.name: tensor.sized(sizes(size, 1, references)) for tensor in model.inputs}
         for size in sorted(set(found))
     )
-
-
-def _oblong(tensor: Tensor, size: tuple[int, int], reference_side: int) -> Shape:
-    *leading, _, _ = _shape(tensor, SIDE_MULTIPLE, 1, reference_side)
-    if tensor.name == REFERENCE_LAB.name:
-        size = (reference_side, reference_side)
-    return (*leading, *(side // scale_of(tensor) for side in size))
-
-
-def _shape(tensor: Tensor, side: int, references: int, reference_side: int) -> Shape:
-    if tensor.name == REFERENCE_LAB.name:
-        side = reference_side
-    leading = tuple(references if size == -1 else size for size in tensor.dims[:-2])
-    return (*leading, side // scale_of(tensor), side // scale_of(tensor))

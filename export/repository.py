@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import render
-from pikfix.export.contract import ENSEMBLES, PYTHON_STEPS
 from pikfix.export.errors import ExportError
 from pikfix.photos import write_atomically
 
@@ -100,7 +99,8 @@ def publish(
     published: list[Path] = []
     previous = {name: _read_config(repository / name) for name in manifest.models}
     try:
-        _lay_fixed_models(repository, configs)
+        fixed = {name: c for name, c in configs.items() if name not in manifest.models}
+        _lay_fixed_models(repository, fixed)
         for name, entry in manifest.models.items():
             version = max(_versions(repository / name), default=0) + 1
             target = repository / name / str(version)
@@ -139,21 +139,20 @@ def read_manifest(repository: Path) -> Manifest:
         raise ExportError(f"{path} cannot be read ({error}): export again") from error
 
 
-def write_fixed_configs(repository: Path, configs: dict[str, pb.ModelConfig]) -> None:
-    """Write the configs of the python steps and ensembles, which are committed."""
-    for name in (*PYTHON_STEPS, *ENSEMBLES):
-        _write(repository / name / "config.pbtxt", render(configs[name]))
+def write_fixed_configs(repository: Path, configs: Mapping[str, pb.ModelConfig]) -> None:
+    """Write the configs of python steps and ensembles, which are committed."""
+    for name, config in configs.items():
+        _write(repository / name / "config.pbtxt", render(config))
 
 
-def _lay_fixed_models(repository: Path, configs: dict[str, pb.ModelConfig]) -> None:
+def _lay_fixed_models(repository: Path, configs: Mapping[str, pb.ModelConfig]) -> None:
     repository.mkdir(exist_ok=True)
-    for step in PYTHON_STEPS:
-        version = repository / step / "1"
-        version.mkdir(parents=True, exist_ok=True)
-        _write(version / "model.py", (_SOURCE / step / "1" / "model.py").read_text())
-    for ensemble in ENSEMBLES:
+    for name, config in configs.items():
         # Triton wants a version folder even where there is nothing to put into it.
-        (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
+        version = repository / name / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        if config.platform != "ensemble":
+            _write(version / "model.py", (_SOURCE / name / "1" / "model.py").read_text())
     write_fixed_configs(repository, configs)
 
 

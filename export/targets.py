@@ -8,15 +8,16 @@ steps are the same files on both; what differs is decided here and nowhere else.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export.contract import Model
 from pikfix.export.profiles import Capacity, Profile, Shape, common_shapes, profile_of
 from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
+from pikfix.systems.base import Step
 
 TargetName = Literal["embedded", "ngc"]
 Accelerator = Literal["cuda", "tensorrt"]
@@ -65,15 +66,6 @@ _HEURISTIC, _AS_REQUESTED = "1", "1"
 _GRAPH_BATCHES = (1, 2, 4, 8)
 """Batches that CUDA graphs are captured for; others run without."""
 
-_PRIORITIES = {"colorize": 1, "similarity": 2, "restore": 3}
-"""1 goes first: a photo that is nearly done holds the most memory."""
-
-_CACHED = ("restore",)
-"""Whose answers the response cache may keep. A sub-net's answer depends on its inputs and its
-version, and both are in the cache's key. That is not true of an ensemble, whose version does not
-change with its steps', nor of decode_photo, which reads a library and the clock. `restore` is the
-heaviest step, and its input does not change when a photo is tried with another reference."""
-
 _CACHE = "/tmp"
 """Where onnxruntime keeps the engines that it builds. It creates the last folder of a path only."""
 
@@ -96,7 +88,7 @@ class Placement:
     reference_side: int = DEFAULT_REFERENCE_SIDE
     capacity: Capacity = field(default_factory=Capacity)
 
-    def adapt_subnet(self, model: Model, message: pb.ModelConfig) -> None:
+    def adapt_subnet(self, model: Step, message: pb.ModelConfig) -> None:
         """Fit a sub-net's config, as its runtime has written it, to the server."""
         if not self.target.native:
             return
@@ -105,10 +97,12 @@ class Placement:
         self._instances(model, message)
         if self.device != "cuda":
             # Triton's cache refuses buffers on a GPU, with an error in its log for each photo.
-            message.response_cache.enable = model.name in _CACHED
+            # A step's answer depends on its inputs and its version, and both are in the cache's
+            # key. That is not true of an ensemble, whose version does not change with its steps'.
+            message.response_cache.enable = model.cacheable
             return
         if message.max_batch_size:  # 0: its backend merges nothing
-            message.max_batch_size = self.capacity.largest[model.name].batch
+            message.max_batch_size = self.capacity.of(model).batch
         if message.backend == "onnxruntime":
             self._onnxruntime(model, message)
         elif message.backend == "tensorrt":
@@ -126,15 +120,13 @@ class Placement:
         """
         return 4 * size if self.device == "cuda" else size
 
-    @property
-    def max_side(self) -> int | None:
-        """The longest side of a photo that the networks can take on this server."""
-        return self.capacity.max_side if self.target.native else None
+    def max_side(self, steps: Sequence[Step]) -> int | None:
+        """The longest side of a photo that the steps can take on this server."""
+        return self.capacity.max_side(steps) if self.target.native else None
 
-    @property
-    def max_references(self) -> int | None:
-        """The most references of a photo that the networks can take on this server."""
-        return self.capacity.max_references if self.target.native else None
+    def max_references(self, steps: Sequence[Step]) -> int | None:
+        """The most references of a photo that the steps can take on this server."""
+        return self.capacity.max_references(steps) if self.target.native else None
 
     @property
     def file_instances(self) -> int:
@@ -151,12 +143,12 @@ class Placement:
         """What sides photos are padded to."""
         return GPU_BUCKET_SIDES if self.device == "cuda" else DEFAULT_BUCKET_SIDES
 
-    def profile(self, model: Model) -> Profile:
+    def profile(self, model: Step) -> Profile:
         """The shapes that a sub-net is optimized for."""
-        largest = self.capacity.largest[model.name]
+        largest = self.capacity.of(model)
         return profile_of(model, largest, reference_side=self.reference_side)
 
-    def _instances(self, model: Model, message: pb.ModelConfig) -> None:
+    def _instances(self, model: Step, message: pb.ModelConfig) -> None:
         del message.instance_group[:]
         if self.device != "cuda":
             message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
@@ -164,9 +156,9 @@ class Placement:
         # No list of GPUs: one instance on each that the server sees.
         group = message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
         group.rate_limiter.resources.add(name=GPU_SLOT, count=1)
-        group.rate_limiter.priority = _PRIORITIES[model.name]
+        group.rate_limiter.priority = model.priority
 
-    def _onnxruntime(self, model: Model, message: pb.ModelConfig) -> None:
+    def _onnxruntime(self, model: Step, message: pb.ModelConfig) -> None:
         accelerators = message.optimization.execution_accelerators.gpu_execution_accelerator
         if self.accelerator == "tensorrt":
             engine = accelerators.add(name="tensorrt")
@@ -190,12 +182,12 @@ class Placement:
         # Doubling the arena for one large photo would hold the memory for good.
         message.parameters["arena_extend_strategy"].string_value = _AS_REQUESTED
 
-    def _tensorrt(self, model: Model, message: pb.ModelConfig) -> None:
+    def _tensorrt(self, model: Step, message: pb.ModelConfig) -> None:
         cuda = message.optimization.cuda
         cuda.output_copy_stream = True
         # One spec per shape without a lower bound: a graph is captured for exactly that shape.
         cuda.graphs = True
-        largest = self.capacity.largest[model.name]
+        largest = self.capacity.of(model)
         batches = [size for size in _GRAPH_BATCHES if size <= largest.batch]
         for shapes in common_shapes(model, largest, reference_side=self.reference_side):
             for batch in batches:

@@ -7,6 +7,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Entry(nn.Module):
+    """Where a network's arithmetic begins: the identity, or, once `dtype` is set, a cast.
+
+    An inference form sets it; what the casts give is in channels_last order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dtype is None:
+            return x
+        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+
 class StridedPointwise(nn.Conv2d):
     """A 1 x 1 convolution with a stride, which learns on the pixels that it reads, picked out.
 

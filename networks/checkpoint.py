@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,8 @@ from pikfix.networks.model import PikFix
 
 _FORMAT = "pikfix"
 _FORMAT_VERSION = "1"
+DEFAULT_SYSTEM = "pikfix"
+"""Of checkpoints that do not name theirs."""
 
 
 class CheckpointError(ValueError):
@@ -50,6 +53,7 @@ def save_checkpoint(
         **(metadata or {}),
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
+        "system": DEFAULT_SYSTEM,
         "config": json.dumps(model.config.to_dict()),
     }
     write_tensors(tensors, path, header)
@@ -92,15 +96,42 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Pik
             not fit the configuration inside.
     """
     path = Path(path)
-    metadata, tensors = _read(path, with_tensors=True)
+    metadata, tensors = read_checkpoint(path)
+    model = PikFix(read_config(PikFixConfig, metadata, path))
+    load_weights(model, tensors, path)
+    return model.eval().to(device)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """What a checkpoint says of itself, and its weights as float32.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a pikfix checkpoint.
+    """
+    return _read(path, with_tensors=True)
+
+
+def read_config(config_type: Any, metadata: dict[str, str], path: Path) -> Any:
+    """The configuration in a checkpoint's metadata, of a type with `from_dict`.
+
+    Raises:
+        CheckpointError: it is missing, or this version cannot use it.
+    """
     try:
-        config = PikFixConfig.from_dict(json.loads(metadata["config"]))
+        return config_type.from_dict(json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its configuration cannot be used ({error}); it may come from another version "
             "of pikfix: train or download it again"
         ) from error
-    model = PikFix(config)
+
+
+def load_weights(model: Any, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a checkpoint's weights into the network that its configuration describes.
+
+    Raises:
+        CheckpointError: they do not fit it.
+    """
     own = model.state_dict()
     missing = sorted(set(own) - set(tensors))
     unexpected = sorted(set(tensors) - set(own))
@@ -114,10 +145,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Pik
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
                 f"{path} {what} {names[0]}{more}: it does not fit its own configuration "
-                f"({config.name}); use a checkpoint that `pikfix train` wrote"
+                f"({model.config.name}); use a checkpoint that `pikfix train` wrote"
             )
     model.load_state_dict(tensors)
-    return model.eval().to(device)
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.blocks import DenseBlock, ResidualDenseBlock, he_initialise
+from pikfix.networks.blocks import DenseBlock, Entry, ResidualDenseBlock, he_initialise
 from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 
 _SINGLE_FUSION_SCALE = 1
@@ -87,6 +87,7 @@ class Colorization(nn.Module):
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         self.fusion = config.fusion
+        self.entry = Entry()
         self.doubtful_chroma = config.doubtful_chroma
         self.doubtful_confidence = config.doubtful_confidence
         input_channels = 4 if self.fusion == "input_ab" else 1  # luminance; a, b and confidence
@@ -132,7 +133,8 @@ class Colorization(nn.Module):
         Returns:
             ab `[B, 2, h, w]`, a/110 and b/110; in evaluation mode clamped to [-1, 1].
         """
-        x = working_l
+        x = self.entry(working_l)
+        warped, confidence = (tuple(map(self.entry, maps)) for maps in (warped, confidence))
         if self.fusion == "input_ab":
             colours = torch.cat((warped[0], confidence[0]), dim=1)
             colours = F.interpolate(colours, scale_factor=4, mode="bilinear", align_corners=False)

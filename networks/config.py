@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -108,6 +109,21 @@ class PikFixConfig:
         count = len(self.restoration_levels) - 1
         coarse = (coarse + coarse[-1:] * count)[:count]
         return ((first, growth), *((width, width * growth // first) for width in coarse))
+
+    @property
+    def restoration_halo(self) -> int:
+        """No repaired pixel depends on a pixel of the photo farther away than this.
+
+        Every 3 x 3 convolution adds a place of its level: a head, the blocks' units and the fusion,
+        then merge and output at full size; a coarse level's place averages its pixels, and is
+        enlarged bilinearly. Rounded up to a multiple of 32.
+        """
+        places = 2 + self.restoration_blocks * self.restoration_units
+        levels = (
+            factor * places + (math.ceil(1.5 * factor) - 1 if factor > 1 else 0)
+            for factor in self.restoration_levels
+        )
+        return 32 * math.ceil((2 + max(levels)) / 32)
 
     @property
     def histogram_fusion(self) -> bool:

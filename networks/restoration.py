@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.blocks import ResidualDenseBlock, he_initialise
+from pikfix.networks.blocks import Entry, ResidualDenseBlock, he_initialise
 from pikfix.networks.config import PikFixConfig
 from pikfix.networks.sizes import pad_to_multiple
-from pikfix.networks.tone import Tone, apply_tone
+from pikfix.networks.tone import Tone
 
 
 class ResidualDenseLevel(nn.Module):
@@ -50,18 +50,14 @@ class Restoration(nn.Module):
     The photo goes in at full size and, averaged, at 1/4 and 1/8, where a hole is small enough to
     be closed from its surroundings. The levels meet at full size; the network predicts what to add
     to the input, so undamaged places stay as they are. Where the configuration has it, the tone of
-    the whole mended photo is set last.
+    the whole repaired photo is set last.
     """
-
-    RECEPTIVE_FIELD_RADIUS = 128
-    """No output pixel depends on an input pixel farther away (three blocks of four units at 1/8,
-    their head, fusion and bilinear enlargement) until the tone is set: tiles that are mended with
-    this overlap are exact."""
 
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         channels = config.restoration_channels
         self.factors = config.restoration_levels
+        self.entry = Entry()
         self.tone = Tone(config.tone_channels) if config.tone_channels else None
         self.levels = nn.ModuleList(
             ResidualDenseLevel(
@@ -88,23 +84,17 @@ class Restoration(nn.Module):
         Returns:
             restored_l `[B, 1, H, W]`; in evaluation mode clamped to [-1, 1].
         """
-        return self.toned(photo_l, self.mended(photo_l))
-
-    def mended(self, photo_l: Tensor) -> Tensor:
-        """The photos with their defects removed and their tone as it was; also of tiles."""
-        return self._bounded(photo_l + self.change(photo_l))
-
-    def toned(self, photo_l: Tensor, mended_l: Tensor, whole: Tensor | float = 1.0) -> Tensor:
-        """Mended photos with their tone set.
-
-        Args:
-            photo_l: `[B, 1, H, W]`, whole photos as they came.
-            mended_l: `[B, 1, H, W]`, what `mended` makes of them.
-            whole: 1; or 0, which leaves them as they are, where they are tiles.
-        """
+        repaired_l = self.repaired(photo_l)
         if self.tone is None:
-            return mended_l
-        return self._bounded(apply_tone(mended_l, self.tone(photo_l, mended_l) * whole))
+            return repaired_l
+        return self._bounded(self.tone.set(photo_l, repaired_l))
+
+    def repaired(self, photo_l: Tensor) -> Tensor:
+        """The photos with their defects removed and their tone as it was; also of tiles.
+
+        Tiles with an overlap of the configuration's `restoration_halo` are exact.
+        """
+        return self._bounded(photo_l + self.change(photo_l))
 
     def _bounded(self, luminance: Tensor) -> Tensor:
         return luminance if self.training else luminance.clamp(-1, 1)
@@ -112,7 +102,7 @@ class Restoration(nn.Module):
     def change(self, photo_l: Tensor) -> Tensor:
         """What the levels add to the photos; `[B, 1, H, W]`."""
         height, width = photo_l.shape[-2:]
-        padded = pad_to_multiple(photo_l, max(self.factors))
+        padded = pad_to_multiple(self.entry(photo_l), max(self.factors))
         outputs = []
         for scale, level in zip(self.factors, self.levels, strict=True):
             if scale == 1:

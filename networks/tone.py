@@ -59,14 +59,14 @@ class Tone(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, photo_l: Tensor, mended_l: Tensor) -> Tensor:
+    def forward(self, photo_l: Tensor, repaired_l: Tensor) -> Tensor:
         """The coefficients `[B, 4]` of 1, x, x^2 and x^3 for whole photos `[B, 1, H, W]`.
 
         Args:
             photo_l: as they came.
-            mended_l: with their defects removed.
+            repaired_l: with their defects removed.
         """
-        pictures = pad_to_multiple(torch.cat((photo_l, mended_l), dim=1), _CELL)
+        pictures = pad_to_multiple(torch.cat((photo_l, repaired_l), dim=1), _CELL)
         fours = F.avg_pool2d(pictures, _DENOISE)
         cell = _CELL // _DENOISE
         least, greatest = -F.max_pool2d(-fours, cell), F.max_pool2d(fours, cell)
@@ -76,6 +76,10 @@ class Tone(nn.Module):
             found += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
         coefficients: Tensor = self.estimate(torch.cat(found, dim=1))
         return coefficients
+
+    def set(self, photo_l: Tensor, repaired_l: Tensor) -> Tensor:
+        """Repaired photos with their tone set, `[B, 1, H, W]`; not clamped."""
+        return apply_tone(repaired_l, self(photo_l, repaired_l))
 
 
 def apply_tone(luminance: Tensor, coefficients: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pikfix.networks.inference import load_step
+from pikfix.inference import load_step
 from pikfix.serving.graphs import GraphCache, Named, recorder
 from pikfix.serving.network_step import (
     HostTensors,
@@ -200,15 +200,12 @@ class DeviceNetwork:
             self._report(f"out of GPU memory: {tuple(image.shape)} in tiles of {tiling.pixels}")
 
     def _tiled(self, image: Tensor, tiling: Tiling, before_tile: Callable[[], None]) -> Named:
-        def mend(tile: Tensor) -> Tensor:
-            return self.graphs.run("mended", self._mended, {"tile": tile})["mended"]
+        name, output = self.inputs[0], self.outputs[0]
 
-        mended = run_tiled(mend, image, tiling, before_tile, self.tensors)
-        # The tone and working_l depend on the whole picture, not on one tile.
-        return self.step.finished(image, mended)
+        def run(tile: Tensor) -> Tensor:
+            return self.graphs.run(self.step.name, self.step, {name: tile})[output]
 
-    def _mended(self, inputs: Named) -> Named:
-        return {"mended": self.step.mended(inputs["tile"])}
+        return {output: run_tiled(run, image, tiling, before_tile, self.tensors)}
 
 
 def _smaller(tiling: Tiling | None, image: Tensor) -> Tiling | None:

@@ -15,9 +15,8 @@ from pikfix.serving.errors import ServingError
 from pikfix.serving.links import is_plain
 
 EXPORT_COMMAND = "pikfix export checkpoints/compact.safetensors"
-SUB_NETS = ("restore", "similarity", "colorize")
-# What the repository holds before any export: the steps that are code, and the ensembles.
-STEPS = ("decode_photo", "encode_photo", "pikfix", "pikfix_photo")
+_ENSEMBLE = re.compile(r"^\s*platform\s*:\s*\"ensemble\"", re.MULTILINE)
+_STEP = re.compile(r"^\s*model_name\s*:\s*\"([^\"]+)\"", re.MULTILINE)
 
 SHM = Path("/dev/shm")
 # Each model instance opens a region of 1 MiB at its start; ten instances and room to answer.
@@ -39,6 +38,17 @@ def exported_versions(model_dir: Path) -> list[int]:
     )
 
 
+def steps_in(repository: Path, models: Iterable[str]) -> list[str]:
+    """Names of the models that a repository's ensembles run, each once, in their order."""
+    texts = []
+    for name in models:
+        config = repository / name / "config.pbtxt"
+        text = config.read_text(errors="replace") if config.is_file() else ""
+        if _ENSEMBLE.search(text):
+            texts.append(text)
+    return list(dict.fromkeys(name for text in texts for name in _STEP.findall(text)))
+
+
 def models_in(repository: Path) -> list[str]:
     """Names of the folders of a repository that have a model's form."""
     return sorted(
@@ -51,10 +61,7 @@ def models_in(repository: Path) -> list[str]:
 
 
 def check_repository(repository: str) -> None:
-    """Raise ServingError if the repository is missing, empty, or lacks its exported sub-nets.
-
-    A repository of other models passes; one with a pikfix model must hold all three sub-nets.
-    """
+    """Raise ServingError if the repository is missing, empty, or lacks a step of an ensemble."""
     if is_remote(repository):
         return
     try:
@@ -81,9 +88,7 @@ def _check_local(path: Path) -> None:
     _check_readable(path, models)
     if not models:
         raise ServingError(f"model repository {path} holds no model; run `{EXPORT_COMMAND}`")
-    if not {*SUB_NETS, *STEPS} & set(models):
-        return
-    missing = [name for name in SUB_NETS if not exported_versions(path / name)]
+    missing = [name for name in steps_in(path, models) if not exported_versions(path / name)]
     if missing:
         raise ServingError(
             f"model repository {path} has no exported {', '.join(missing)} "

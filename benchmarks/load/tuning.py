@@ -36,12 +36,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from photos import MIX, Mix, Sample
 from pikfix.client import AsyncPikFixClient, Retry
-from pikfix.export import contract
 from pikfix.export.configs import render, set_parameter
 from pikfix.export.repository import parse_config
 from pikfix.serving.server import start_server
+from pikfix.systems.registry import system_of
 
 Configs = dict[str, pb.ModelConfig]
+NETWORKS = system_of("pikfix").step_names
+
 Change = Callable[[Configs], None]
 
 
@@ -53,7 +55,7 @@ def batching(delay_us: int, preferred: int | None = None) -> Change:
     """How long the sub-nets' batchers wait, and for how many."""
 
     def change(configs: Configs) -> None:
-        for name in contract.SUBNETS:
+        for name in NETWORKS:
             batcher = configs[name].dynamic_batching
             batcher.max_queue_delay_microseconds = delay_us
             if preferred:
@@ -81,7 +83,7 @@ def buckets(sides: str) -> Change:
 
 def equal_priority(configs: Configs) -> None:
     """No sub-net gives way to a later one."""
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         configs[name].parameters.pop("nice", None)
 
 
@@ -93,10 +95,10 @@ VARIANTS: tuple[tuple[str, str, Change], ...] = (
     ("batching", "delay of 5 ms", batching(5_000)),
     ("batching", "delay of 50 ms", batching(50_000)),
     ("batching", "one photo at a time", batching(0, preferred=1)),
-    ("instances", "one of each sub-net", instances(contract.SUBNETS, 1)),
-    ("instances", "three of each sub-net", instances(contract.SUBNETS, 3)),
-    ("threads", "one for each instance", instances(contract.SUBNETS, 2, threads=1)),
-    ("threads", "all cores for each instance", instances(contract.SUBNETS, 2, threads=CORES)),
+    ("instances", "one of each sub-net", instances(NETWORKS, 1)),
+    ("instances", "three of each sub-net", instances(NETWORKS, 3)),
+    ("threads", "one for each instance", instances(NETWORKS, 2, threads=1)),
+    ("threads", "all cores for each instance", instances(NETWORKS, 2, threads=CORES)),
     ("", "as exported, in the middle", unchanged),
     ("instances", "one of decode_photo and encode_photo", instances(PYTHON_STEPS, 1)),
     ("priority", "equal for all sub-nets", equal_priority),

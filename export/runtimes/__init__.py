@@ -11,8 +11,8 @@ from pikfix.export.errors import ExportError
 from pikfix.export.profiles import Capacity
 from pikfix.export.runtimes.base import Choice, Runtime
 from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
+from pikfix.inference.quantized import vnni_supported
 from pikfix.kernels import cpu
-from pikfix.networks.quantized import vnni_supported
 
 
 @dataclass(frozen=True)

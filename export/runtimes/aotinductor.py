@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
 from pikfix.export.onnx import trace
 from pikfix.export.parity import Arrays, Limits, Runner
@@ -23,6 +22,7 @@ from pikfix.export.precision import MixedPrecision
 from pikfix.export.runtimes.decompositions import DECOMPOSITIONS
 from pikfix.export.runtimes.programs import ByName
 from pikfix.export.runtimes.tensorrt import LIMITS
+from pikfix.systems.base import Step
 
 PACKAGE_FILE = "model.pt2"
 
@@ -52,14 +52,14 @@ class AOTInductor:
         self._precision = precision
         self.limits: Limits = LIMITS[precision]
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
         """Write model.pt2; the runner loads it again."""
         typed: nn.Module = module
         if self._precision != "fp32":
             typed = MixedPrecision(module, self._precision, half_warp=True)
         return PACKAGE_FILE, compile_package(typed, model, folder / PACKAGE_FILE, "cuda")
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Name backend, platform and file, and the tensors as this platform knows them.
 
         It counts them; names of ours are unknown to it. And it merges nothing: where requests
@@ -82,7 +82,7 @@ class AOTInductor:
         return {"triton": metadata.version("triton")}
 
 
-def compile_package(module: nn.Module, model: Model, path: Path, device: str) -> Runner:
+def compile_package(module: nn.Module, model: Step, path: Path, device: str) -> Runner:
     """Compile a sub-net for a device and return a function that runs the package.
 
     Args:

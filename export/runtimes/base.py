@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export.contract import Model
 from pikfix.export.parity import Limits, Runner
+from pikfix.systems.base import Step
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Runtime(Protocol):
     gate_device: str
     """What the functions that `export` returns run on, "cpu" or "cuda"."""
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
         """Write a sub-net into an empty version folder.
 
         Args:
@@ -54,7 +54,7 @@ class Runtime(Protocol):
             ExportError: it cannot be written; the message says what to do.
         """
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Enter backend, file name, instances and the backend's parameters into a config."""
 
     def versions(self) -> dict[str, str]:

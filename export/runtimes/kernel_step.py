@@ -11,11 +11,11 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import set_parameter
-from pikfix.export.contract import Model
 from pikfix.export.parity import Arrays, Limits, Runner
 from pikfix.export.runtimes.tensorrt import LIMITS
+from pikfix.inference import reduced_similarity
 from pikfix.networks import load_checkpoint
-from pikfix.networks.inference import reduced_similarity
+from pikfix.systems.base import Step
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _STEP = Path(__file__).parent.parent / "steps" / "similarity" / "model.py"
@@ -36,10 +36,10 @@ class KernelStep:
         self.limits: Limits = LIMITS[self._precision]
         self.gate_device = "cuda" if device == "cuda" and torch.cuda.is_available() else "cpu"
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
         """Copy the step and its checkpoint; the runner loads the copy."""
-        if model.name != "similarity":
-            raise ValueError(f"there is a python step for similarity, not for {model.name}")
+        if not model.correlation:
+            raise ValueError(f"the python step on the kernels has no warp for {model.name}")
         shutil.copyfile(_STEP, folder / "model.py")
         shutil.copyfile(self._checkpoint, folder / CHECKPOINT_FILE)
         runner = checkpoint_runner(
@@ -47,7 +47,7 @@ class KernelStep:
         )
         return CHECKPOINT_FILE, runner
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Name the python backend, which may leave tensors on the GPU: the step uses DLPack."""
         config.backend = "python"
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
@@ -63,7 +63,7 @@ class KernelStep:
 
 
 def checkpoint_runner(
-    path: Path, model: Model, precision: str = "fp32", device: str = "cpu"
+    path: Path, model: Step, precision: str = "fp32", device: str = "cpu"
 ) -> Runner:
     """Run similarity from a copied checkpoint as its python step does, by names."""
     network = reduced_similarity(load_checkpoint(path), precision, device)

@@ -10,9 +10,9 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import ServingSettings, set_network_parameters
-from pikfix.export.contract import Model
-from pikfix.export.onnx import MODEL_FILE, export_subnet
+from pikfix.export.onnx import MODEL_FILE, export_onnx
 from pikfix.export.parity import Arrays, Limits, Runner
+from pikfix.systems.base import Step
 
 INSTANCES = 1
 """Of a sub-net: two answer about a sixth more (benchmarks/results/runtimes.md), but their threads
@@ -34,12 +34,13 @@ class OnnxRuntime:
         self._settings = settings
         self._spelling = "onnxruntime" if device == "cpu" else "onnxruntime-cuda"
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
-        """Write model.onnx and, beside `restore`, what servers need that restore in tiles."""
-        path = export_subnet(module, model, folder, runtime=self._spelling)
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
+        """Write model.onnx."""
+        path = folder / MODEL_FILE
+        export_onnx(module, model, path, runtime=self._spelling)
         return path.name, onnx_runner(path)
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Name the backend and the file; large photos are restored in tiles."""
         config.backend = "onnxruntime"
         config.default_model_filename = MODEL_FILE

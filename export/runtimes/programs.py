@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pikfix.export.contract import Model
 from pikfix.export.onnx import example_inputs, free_dimensions
 from pikfix.export.runtimes.decompositions import DECOMPOSITIONS, WARP
+from pikfix.systems.base import Step
 
 ENGINE_WARP_NAME = "pikfix::correlation_warp_engine"
 
@@ -43,7 +43,7 @@ class ByName(nn.Module):
     A name of its own for each input, where the module takes them as `*args`.
     """
 
-    def __init__(self, module: nn.Module, model: Model) -> None:
+    def __init__(self, module: nn.Module, model: Step) -> None:
         super().__init__()
         self.module = module
 
@@ -58,7 +58,7 @@ class ByName(nn.Module):
 
 
 def trace_by_name(
-    module: nn.Module, model: Model, *, keep_warp: bool, device: str
+    module: nn.Module, model: Step, *, keep_warp: bool, device: str
 ) -> torch.export.ExportedProgram:
     """Trace a sub-net down to operators that torch-tensorrt has converters for.
 

@@ -1,7 +1,7 @@
 """Sub-nets as PyTorch weights for the embedded server's pytorch backend, on a CPU or a GPU.
 
-They run as inference forms (`pikfix.networks.inference`): half precision, channels_last, dense
-blocks on one buffer; or, in int8, with bytes inside those blocks (`pikfix.networks.quantized`). On
+They run as inference forms (`pikfix.inference`): half precision, channels_last, dense
+blocks on one buffer; or, in int8, with bytes inside those blocks (`pikfix.inference.quantized`). On
 a GPU they run in CUDA graphs, with the fused kernels, and hand tensors on without the host.
 
 AOTInductor packages would be the other way. Tried once, on `restore` at full width (torch 2.13,
@@ -25,15 +25,15 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.evaluation.parity import compare
 from pikfix.export.calibration import RangesByStep
 from pikfix.export.configs import ServingSettings, set_network_parameters, set_parameter
-from pikfix.export.contract import SUBNETS, Model, subnets
 from pikfix.export.errors import ExportError
-from pikfix.export.parity import CASES, Arrays, Limits, Runner, case_inputs
+from pikfix.export.parity import CASES, Arrays, Limits, Runner
 from pikfix.export.profiles import Largest, common_shapes
-from pikfix.export.subnets import run_subnet
+from pikfix.inference import load_step, save_step
+from pikfix.inference.quantized import vnni_supported
 from pikfix.kernels import cpu
-from pikfix.networks import PikFixConfig, to_working
-from pikfix.networks.inference import Precision, load_step, save_step
-from pikfix.networks.quantized import vnni_supported
+from pikfix.systems.base import Precision, Step
+from pikfix.systems.chain import run_step
+from pikfix.systems.registry import system_of
 
 MODEL_FILE = "model.safetensors"
 
@@ -43,8 +43,6 @@ no sooner; three runs of two lay further apart than that (benchmarks/results/tun
 
 _WARM_SIDES = (256, 512)
 """Of the square photos that a GPU is warmed up with."""
-
-_NETWORKS = {"restore": "restoration", "similarity": "similarity", "colorize": "colorization"}
 
 REDUCED_LIMITS = Limits(max_abs=None, min_psnr=45.0, max_worst_tile=0.02)
 """bfloat16 and int8 keep 8 bits: their rounding is noise, which 45 dB bound (0.6 of 100 in
@@ -104,49 +102,43 @@ class PyTorch:
         self._precision = cast(Precision, precision)
         self.limits = Limits() if precision == "fp32" else REDUCED_LIMITS
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
-        """Write the sub-net's weights; the runner loads them as the backend does.
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
+        """Write the step's weights; the runner loads them as the backend does.
 
-        `similarity` is never in bytes, and falls back to float32 where half precision is over its
-        limits.
+        A step with a correlation falls back to float32 where half precision is over its limits.
         """
-        network = module.get_submodule(_NETWORKS[model.name])
-        config = cast(PikFixConfig, module.config)
         path = folder / MODEL_FILE
-        if model.name != "similarity":
-            ranges = self._ranges()[model.name] if self._precision == "int8" else None
-            save_step(network, config, model.name, self._precision, path, ranges=ranges)
-            return MODEL_FILE, step_runner(path, self.gate_device)
-        precision: Precision = "bf16" if self._precision == "int8" else self._precision
-        save_step(network, config, model.name, precision, path)
+        precision = model.precision(self._precision)
+        ranges = self._ranges()[model.name] if precision == "int8" else None
+        save_step(module, model, precision, path, ranges=ranges)
         runner = step_runner(path, self.gate_device)
-        if precision != "fp32" and (problem := self._mismatch(module, model, runner)):
-            self._report(f"similarity stays in float32: in {precision}, {problem}")
-            save_step(network, config, model.name, "fp32", path)
-            runner = step_runner(path, self.gate_device)
+        if model.correlation and precision != "fp32":
+            problem = self._mismatch(module, model, runner)
+            if problem:
+                self._report(f"{model.name} stays in float32: in {precision}, {problem}")
+                save_step(module, model, "fp32", path)
+                runner = step_runner(path, self.gate_device)
         return MODEL_FILE, runner
 
-    def _mismatch(self, module: nn.Module, model: Model, runner: Runner) -> str | None:
+    def _mismatch(self, module: nn.Module, model: Step, runner: Runner) -> str | None:
         """What matching in reduced precision does wrong, if anything.
 
         It depends on the weights: features that tell places well apart bear rounding; where many
         places are almost equally alike, rounding decides among them.
         """
+        draw = system_of(model.system).sample_inputs
         for number, case in enumerate(CASES):
-            known = case_inputs(np.random.default_rng(number), case)
-            inputs = {
-                "working_l": to_working(known["photo_l"]),
-                "reference_lab": known["reference_lab"],
-            }
+            known = draw(np.random.default_rng(number), case)
+            inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
             actual = runner({name: value.numpy() for name, value in inputs.items()})
-            for tensor, value in zip(model.outputs, run_subnet(module, inputs), strict=True):
-                figure = compare(value.numpy(), actual[tensor.name])
+            for name, value in run_step(module, model, inputs).items():
+                figure = compare(value.numpy(), actual[name])
                 violations = figure.violations(**asdict(self.limits))
                 if violations:
-                    return f"{tensor.name}: {'; '.join(violations)}"
+                    return f"{name}: {'; '.join(violations)}"
         return None
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Name the backend and the file; large photos are restored in tiles."""
         config.backend = "pytorch"
         config.default_model_filename = MODEL_FILE
@@ -158,16 +150,18 @@ class PyTorch:
             count=self._settings.instances or INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU
         )
 
-    def _configure_gpu(self, model: Model, config: pb.ModelConfig) -> None:
+    def _configure_gpu(self, model: Step, config: pb.ModelConfig) -> None:
         # No list of GPUs: one instance on each that the server sees.
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
         set_parameter(config, "graphs", GPU_GRAPHS)
         # What another step on the GPU takes stays there.
-        taken = {t.name for m in subnets(PikFixConfig()) for t in m.inputs}
+        others = system_of(model.system).steps(model.config)
+        taken = {t.name for other in others for t in other.inputs}
+        given = {t.name for other in others for t in other.outputs}
         kept = [tensor.name for tensor in model.outputs if tensor.name in taken]
         if kept:
             set_parameter(config, "device_outputs", ",".join(kept))
-        if model.name != SUBNETS[0]:  # whose input comes from a step on the host
+        if any(tensor.name in given for tensor in model.inputs):
             set_parameter(config, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
         if "tile_pixels" in config.parameters:
             set_parameter(config, "tile_pixels", GPU_TILE_PIXELS)

@@ -18,7 +18,6 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import ServingSettings, set_parameter
-from pikfix.export.contract import Model
 from pikfix.export.errors import ExportError
 from pikfix.export.onnx import export_onnx
 from pikfix.export.parity import Limits, Runner
@@ -28,6 +27,7 @@ from pikfix.export.runtimes.engines import INSTALL, EngineOptions
 from pikfix.export.runtimes.programs import trace_by_name
 from pikfix.export.runtimes.tensorrt_lint import refusals
 from pikfix.photos import write_atomically
+from pikfix.systems.base import Step
 
 ENGINE_FILE = "model.plan"
 ONNX_FILE = "model.onnx"
@@ -82,7 +82,7 @@ class TensorRTRuntime:
                 "no NVIDIA GPU is visible: TensorRT builds an engine on the GPU that will run it"
             )
 
-    def export(self, module: nn.Module, model: Model, folder: Path) -> tuple[str, Runner]:
+    def export(self, module: nn.Module, model: Step, folder: Path) -> tuple[str, Runner]:
         """Write model.plan, and beside it the model.onnx that it was built from, if any."""
         self._report(f"{model.name}: {self._needs(model)}")
         plan = folder / ENGINE_FILE
@@ -91,7 +91,7 @@ class TensorRTRuntime:
         runner: Runner = self._tensorrt.EngineRunner(plan, names)
         return ENGINE_FILE, runner
 
-    def configure(self, model: Model, config: pb.ModelConfig) -> None:
+    def configure(self, model: Step, config: pb.ModelConfig) -> None:
         """Name the backend, the file, and the outputs as the engine has them."""
         config.backend = "tensorrt"
         config.default_model_filename = ENGINE_FILE
@@ -110,11 +110,11 @@ class TensorRTRuntime:
             versions["torch-tensorrt"] = _version("torch-tensorrt")
         return versions
 
-    def _profile(self, model: Model) -> Profile:
-        largest = self._capacity().largest[model.name]
+    def _profile(self, model: Step) -> Profile:
+        largest = self._capacity().of(model)
         return profile_of(model, largest, reference_side=self._settings.reference_side)
 
-    def _needs(self, model: Model) -> str:
+    def _needs(self, model: Step) -> str:
         """What has to be in the container that serves the engine."""
         built = f"TensorRT {self._tensorrt.version()}"
         if self._newer(model):
@@ -124,18 +124,18 @@ class TensorRTRuntime:
             )
         return f"an engine for a container with exactly {built}"
 
-    def _newer(self, model: Model) -> bool:
+    def _newer(self, model: Step) -> bool:
         """Whether newer versions of TensorRT load the engine, too."""
         return self._options.version_compatible and not self._warps(model)
 
-    def _warps(self, model: Model) -> bool:
-        return self._plugin and model.name == "similarity"
+    def _warps(self, model: Step) -> bool:
+        return self._plugin and model.correlation
 
-    def _through_torch(self, model: Model) -> bool:
+    def _through_torch(self, model: Step) -> bool:
         # The plugin is an operator of PyTorch's, not of ONNX.
         return self._options.builder == "torch" or self._warps(model)
 
-    def _build(self, module: nn.Module, model: Model, folder: Path) -> bytes:
+    def _build(self, module: nn.Module, model: Step, folder: Path) -> bytes:
         """The engine of a sub-net, by whichever way its kind takes."""
         network = typed(module, self._precision, half_warp=self._warps(model))
         if not self._through_torch(model):

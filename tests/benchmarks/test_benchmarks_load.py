@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pikfix_steps import NETWORKS, SYSTEM
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 sys.path[:0] = [str(FOLDER), str(FOLDER / "load")]
@@ -16,7 +17,6 @@ import open_loop  # noqa: E402
 import tuning  # noqa: E402
 
 import photos  # noqa: E402
-from pikfix.export import contract  # noqa: E402
 from pikfix.export.configs import ServingSettings, build_configs, render  # noqa: E402
 from pikfix.export.repository import parse_config  # noqa: E402
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime  # noqa: E402
@@ -106,7 +106,7 @@ def test_a_variant_changes_a_copy_and_only_what_it_says(
     tmp_path: Path, setting: str, name: str, change: tuning.Change
 ) -> None:
     runtime = OnnxRuntime(ServingSettings(instances=2))
-    configs = build_configs(PRESETS["compact"], dict.fromkeys(contract.SUBNETS, runtime))
+    configs = build_configs(SYSTEM, PRESETS["compact"], dict.fromkeys(NETWORKS, runtime))
     for model, config in configs.items():
         (tmp_path / "models" / model).mkdir(parents=True)
         (tmp_path / "models" / model / "config.pbtxt").write_text(render(config))

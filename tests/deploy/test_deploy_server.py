@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pikfix_steps import ENSEMBLES, NETWORKS, PYTHON_STEPS, SYSTEM
 from PIL import Image
 
 from pikfix.client import PikFixClient
-from pikfix.export import Manifest, contract, read_manifest
+from pikfix.export import Manifest, read_manifest
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.repository import publish, staging_folder
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
@@ -53,11 +54,11 @@ def for_the_container(
     source, manifest = exported
     repository = tmp_path_factory.mktemp("ngc") / "model_repository"
     settings = ServingSettings()
-    runtimes = dict.fromkeys(contract.SUBNETS, OnnxRuntime(settings))
+    runtimes = dict.fromkeys(NETWORKS, OnnxRuntime(settings))
     config = load_checkpoint(checkpoint).config
-    configs = build_configs(config, runtimes, settings, Placement(NGC, "cpu"))
+    configs = build_configs(SYSTEM, config, runtimes, settings, Placement(NGC, "cpu"))
     with staging_folder(repository) as staged:
-        for name in contract.SUBNETS:
+        for name in NETWORKS:
             shutil.copytree(source / name / "1", staged / name)
         models = {name: dict(entry) for name, entry in manifest.models.items()}
         publish(repository, staged, configs, replace(manifest, target="ngc", models=models))
@@ -75,7 +76,7 @@ def server(
     that came with server 2.63."""
     repository = tmp_path_factory.mktemp("mixed") / "model_repository"
     shutil.copytree(for_the_container, repository)
-    for name in contract.ENSEMBLES:
+    for name in ENSEMBLES:
         bound = (repository / name / "config.pbtxt").read_text()
         assert "max_inflight_requests" in bound
         shutil.copyfile(exported[0] / name / "config.pbtxt", repository / name / "config.pbtxt")
@@ -100,7 +101,7 @@ def metrics(server: RunningServer) -> str:
 
 
 def test_python_steps_are_the_same_files(for_the_container: Path) -> None:
-    for step in contract.PYTHON_STEPS:
+    for step in PYTHON_STEPS:
         own = DEPLOY.parent / "model_repository" / step / "1" / "model.py"
         assert (for_the_container / step / "1" / "model.py").read_bytes() == own.read_bytes()
 

@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import ENSEMBLES, NETWORKS, SYSTEM, module_of, steps_of
 from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import detect_fake_mode
 
-from pikfix.export import ExportError, contract, export_checkpoint
+from pikfix.export import ExportError, export_checkpoint
 from pikfix.export.configs import build_configs
-from pikfix.export.contract import Model
 from pikfix.export.onnx import trace
 from pikfix.export.parity import Arrays, Limits, Runner, check_parity
 from pikfix.export.runtimes.aotinductor import AOTInductor, compile_package, self_contained
 from pikfix.export.runtimes.decompositions import DECOMPOSITIONS, WARP
 from pikfix.export.runtimes.programs import ByName
-from pikfix.export.subnets import subnet_module
 from pikfix.export.targets import NGC, Placement
 from pikfix.kernels import center_normalize, correlation_warp, sphist
 from pikfix.networks import PRESETS, PikFix, PikFixConfig
+from pikfix.systems.base import Step, TensorSpec
+from pikfix.systems.pikfix.steps import REFERENCE_LAB, WORKING_L
 
 
 def test_packages_are_for_the_container_and_for_a_gpu(
@@ -47,14 +48,14 @@ def test_packages_are_for_the_container_and_for_a_gpu(
 def test_their_config_names_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     runtime = AOTInductor("fp16", native=True)
-    chosen = dict.fromkeys(contract.SUBNETS, runtime)
-    configs = build_configs(PRESETS["compact"], chosen, placement=Placement(NGC, "cuda"))
-    for name in contract.SUBNETS:
+    chosen = dict.fromkeys(NETWORKS, runtime)
+    configs = build_configs(SYSTEM, PRESETS["compact"], chosen, placement=Placement(NGC, "cuda"))
+    for name in NETWORKS:
         assert configs[name].backend == "pytorch"
         assert configs[name].platform == "torch_aoti"
         assert configs[name].default_model_filename == "model.pt2"
         config = configs[name]
-        model = next(m for m in contract.subnets(PRESETS["compact"]) if m.name == name)
+        model = next(m for m in steps_of(PRESETS["compact"]) if m.name == name)
         # The backend counts tensors, and merges no requests: the batch is a dimension.
         assert config.max_batch_size == 0
         for word, tensors, ours in (
@@ -68,7 +69,7 @@ def test_their_config_names_the_platform(monkeypatch: pytest.MonkeyPatch) -> Non
         for given, tensor in zip(config.input, model.inputs, strict=True):
             dims = list(warmup.inputs[given.name].dims)
             assert dims[0] == 1 and len(dims) == 1 + len(tensor.dims)
-    for ensemble in contract.ENSEMBLES:
+    for ensemble in ENSEMBLES:
         # It may take batches all the same: a step's whole shape is what has to agree.
         assert configs[ensemble].max_batch_size == 8
         steps = {s.model_name: s for s in configs[ensemble].ensemble_scheduling.step}
@@ -100,10 +101,11 @@ class Operators(nn.Module):
         return warped, confidence, correlation_warp(query, key, owner, 0.05)[0].mean(dim=1)
 
 
-OPERATORS = Model(
+OPERATORS = Step(
     "operators",
-    (contract.WORKING_L, contract.REFERENCE_LAB),
-    tuple(contract.Tensor(name, (-1, -1)) for name in ("warped", "confidence", "share")),
+    (WORKING_L, REFERENCE_LAB),
+    tuple(TensorSpec(name, ("h", "w")) for name in ("warped", "confidence", "share")),
+    side_multiple=32,
 )
 
 ALONE = """
@@ -127,7 +129,7 @@ np.savez(sys.argv[3], *(output.numpy() for output in outputs))
 """
 
 
-def alone(package: Path, model: Model, folder: Path) -> Runner:
+def alone(package: Path, model: Step, folder: Path) -> Runner:
     """Run a package in a process that has PyTorch and cannot import pikfix."""
     folder.mkdir()
 
@@ -176,25 +178,25 @@ def test_a_package_holds_the_operators(tmp_path: Path) -> None:
 
 
 @pytest.mark.packages
-@pytest.mark.parametrize("name", contract.SUBNETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_subnet_runs_from_its_package_alone(
     name: str, smallest_config: PikFixConfig, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     network = PikFix(smallest_config).eval()
-    models = contract.subnets(smallest_config)
-    modules = {model.name: subnet_module(network, model.name) for model in models}
+    models = steps_of(smallest_config)
+    modules = {model.name: module_of(network, model.name) for model in models}
     runtime_limits = {model.name: Limits() for model in models}
     runners = {model.name: reference_runner(modules[model.name], model) for model in models}
     model = next(model for model in models if model.name == name)
     with quick_compilation():
         compile_package(modules[name], model, tmp_path / "model.pt2", "cpu")
     runners[name] = alone(tmp_path / "model.pt2", model, tmp_path / "alone")
-    figures = check_parity(modules, models, runners, limits=runtime_limits)
+    figures = check_parity(SYSTEM, modules, models, runners, limits=runtime_limits)
     assert figures[name]["max_abs"] <= 1e-3
 
 
-def reference_runner(module: nn.Module, model: Model) -> Runner:
+def reference_runner(module: nn.Module, model: Step) -> Runner:
     """PyTorch itself, for the sub-nets that are not under test."""
 
     def run(inputs: Arrays) -> Arrays:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import SYSTEM, module_of
 from PIL import Image
 from torch import nn
 
@@ -33,15 +34,22 @@ def own(checkpoint: Path, tmp_path: Path) -> Path:
 
 def ranges_on_noise(checkpoint: Path) -> RangesByStep:
     torch.manual_seed(0)
-    pictures = [(torch.rand(1, 1, 64, 64) * 2 - 1, torch.rand(1, 1, 3, 64, 64) - 0.5)]
-    return measure_ranges(load_checkpoint(checkpoint), pictures)
+    pictures = [
+        {
+            "photo_l": torch.rand(1, 1, 64, 64) * 2 - 1,
+            "reference_lab": torch.rand(1, 1, 3, 64, 64) - 0.5,
+        }
+    ]
+    return measure_ranges(SYSTEM, load_checkpoint(checkpoint), pictures)
 
 
 def test_every_convolution_of_both_networks_is_measured(checkpoint: Path) -> None:
     model = load_checkpoint(checkpoint)
     found = ranges_on_noise(checkpoint)
-    for step, network in (("restore", model.restoration), ("colorize", model.colorization)):
-        layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    assert set(found) == {"restore", "colorize"}
+    for step in found:
+        module = module_of(model, step)
+        layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
         assert set(found[step]) == set(layers)
         for name, low_high in found[step].items():
             assert low_high.shape == (2, layers[name].in_channels)
@@ -52,7 +60,7 @@ def test_ranges_lie_beside_their_checkpoint(own: Path) -> None:
     assert load_ranges(own) is None
     ranges = ranges_on_noise(own)
     assert save_ranges(ranges, own, 1) == own.with_name("own.ranges.safetensors")
-    loaded, source = ranges_of(load_checkpoint(own), own)
+    loaded, source = ranges_of(SYSTEM, load_checkpoint(own), own)
     assert str(ranges_path(own)) in source
     for step, layers in ranges.items():
         assert set(loaded[step]) == set(layers)

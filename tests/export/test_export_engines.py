@@ -19,20 +19,20 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from pikfix_steps import NETWORKS, SYSTEM, module_of, step_of, steps_of
 
-from pikfix.export import contract
 from pikfix.export.capacity import capacity_of
 from pikfix.export.configs import ServingSettings
 from pikfix.export.onnx import export_onnx
-from pikfix.export.parity import Case, check_parity
+from pikfix.export.parity import check_parity
 from pikfix.export.precision import typed
 from pikfix.export.profiles import Largest, profile_of
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.export.runtimes.tensorrt_lint import OPERATORS, refusals
-from pikfix.export.subnets import subnet_module
 from pikfix.networks import PRESETS, PikFix, load_checkpoint
+from pikfix.systems.base import Case, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -76,15 +76,14 @@ class Exported:
             )
         return self.models[preset]
 
-    def spec(self, preset: str, name: str) -> contract.Model:
-        specs = contract.subnets(self.model(preset).config)
-        return next(spec for spec in specs if spec.name == name)
+    def spec(self, preset: str, name: str) -> Step:
+        return step_of(self.model(preset).config, name)
 
     def largest(self, preset: str, name: str, precision: str) -> Largest:
         """What an engine of a sub-net is built for, as an export counts it."""
         spec = self.spec(preset, name)
         return capacity_of(
-            {name: typed(subnet_module(self.model(preset), name), precision)},
+            {name: typed(module_of(self.model(preset), name), precision)},
             [spec],
             budget=OPTIONS.workspace_bytes,
             max_batch=SETTINGS.max_batch_size,
@@ -95,7 +94,7 @@ class Exported:
     def file(self, preset: str, name: str, precision: str) -> Path:
         path = self.folder / f"{preset}-{name}-{precision}.onnx"
         if not path.exists():
-            module = typed(subnet_module(self.model(preset), name), precision)
+            module = typed(module_of(self.model(preset), name), precision)
             export_onnx(module, self.spec(preset, name), path, runtime="tensorrt")
         return path
 
@@ -123,7 +122,7 @@ def build(networks: Exported, preset: str, name: str, precision: str) -> bytes:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", contract.SUBNETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_engine_of_the_shipped_network_builds(
     trt: Any, networks: Exported, name: str, precision: str
 ) -> None:
@@ -135,7 +134,7 @@ def test_every_engine_of_the_shipped_network_builds(
 @pytest.mark.engines
 @pytest.mark.parametrize(
     ("preset", "name", "precision"),
-    list(itertools.product(PRESETS, contract.SUBNETS, ("fp32", "fp16", "bf16"))),
+    list(itertools.product(PRESETS, NETWORKS, ("fp32", "fp16", "bf16"))),
 )
 def test_every_engine_builds(
     trt: Any, networks: Exported, preset: str, name: str, precision: str
@@ -150,12 +149,12 @@ def test_the_files_that_engines_are_built_from_compute_what_pytorch_does(
 ) -> None:
     """The same files on ONNX Runtime, which can run them here."""
     model = networks.model("compact")
-    specs = contract.subnets(model.config)
-    modules = {s.name: subnet_module(model, s.name) for s in specs}
+    specs = steps_of(model.config)
+    modules = {s.name: module_of(model, s.name) for s in specs}
     runners = {s.name: onnx_runner(networks.file("compact", s.name, "fp32")) for s in specs}
     limits = dict.fromkeys(modules, LIMITS["fp32"])
     cases = (Case(2, 3, (97, 203), (64, 160)), Case(1, 1, (31, 700), (32, 32)))
-    figures = check_parity(modules, specs, runners, limits=limits, cases=cases)
+    figures = check_parity(SYSTEM, modules, specs, runners, limits=limits, cases=cases)
     assert figures["restore"]["max_abs"] < 1e-4
 
 

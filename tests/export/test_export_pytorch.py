@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import NETWORKS, SYSTEM, inference_step, module_of, step_of, steps_of
 
 from pikfix.evaluation.parity import compare
 from pikfix.export import (
     ExportError,
     Manifest,
     ParityError,
-    contract,
     export_checkpoint,
     exporter,
     measured,
@@ -24,14 +24,16 @@ from pikfix.export import (
 )
 from pikfix.export.configs import ServingSettings
 from pikfix.export.measured import export_fastest
-from pikfix.export.parity import CASES, Case, Limits, case_inputs
+from pikfix.export.parity import CASES, Limits
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes import Choice, candidates, pytorch
 from pikfix.export.runtimes.pytorch import REDUCED_LIMITS, PyTorch
-from pikfix.export.subnets import run_subnet, subnet_module
+from pikfix.inference import InferenceStep, load_step
+from pikfix.inference.quantized import Int8Conv2d, vnni_supported
 from pikfix.networks import PikFix, PikFixConfig, load_checkpoint, save_checkpoint
-from pikfix.networks.inference import InferenceStep, load_step
-from pikfix.networks.quantized import Int8Conv2d, vnni_supported
+from pikfix.systems.base import Case
+from pikfix.systems.chain import run_step
+from pikfix.systems.checkpoint import load
 
 needs_vnni = pytest.mark.skipif(not vnni_supported(), reason="this CPU does not multiply bytes")
 
@@ -54,20 +56,19 @@ def manifest(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, export_checkpoint(checkpoint, folder, runtime="pytorch", precision="bf16")
 
 
-@pytest.mark.parametrize("name", contract.SUBNETS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_inference_form_computes_the_same_in_float32(
     checkpoint: Path, name: str, batch: int
 ) -> None:
     model = load_checkpoint(checkpoint)
-    known = case_inputs(np.random.default_rng(0), Case(batch, 2, (96, 64), (64, 32)))
-    for spec in contract.subnets(model.config):
+    known = SYSTEM.sample_inputs(np.random.default_rng(0), Case(batch, 2, (96, 64), (64, 32)))
+    for spec in steps_of(model.config):
         inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
-        expected = run_subnet(subnet_module(model, spec.name), inputs)
-        known.update(zip((t.name for t in spec.outputs), expected, strict=True))
+        known.update(run_step(module_of(model, spec.name), spec, inputs))
         if spec.name != name:
             continue
-        outputs = InferenceStep(model, name, "fp32")(inputs)
+        outputs = inference_step(model, name, "fp32")(inputs)
         for tensor in spec.outputs:
             value = outputs[tensor.name]
             assert value.dtype == torch.float32 and value.is_contiguous()
@@ -87,12 +88,11 @@ def test_ablations_have_inference_forms(
     torch.manual_seed(1)
     model = PikFix(replace(tiny_config, **ablation)).eval()
     torch.nn.init.normal_(model.colorization.output.weight, std=0.05)
-    known = case_inputs(np.random.default_rng(1), Case(1, 1, (64, 64), (32, 64)))
-    for spec in contract.subnets(model.config):
+    known = SYSTEM.sample_inputs(np.random.default_rng(1), Case(1, 1, (64, 64), (32, 64)))
+    for spec in steps_of(model.config):
         inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
-        expected = run_subnet(subnet_module(model, spec.name), inputs)
-        known.update(zip((t.name for t in spec.outputs), expected, strict=True))
-        outputs = InferenceStep(model, spec.name, "fp32")(inputs)
+        known.update(run_step(module_of(model, spec.name), spec, inputs))
+        outputs = inference_step(model, spec.name, "fp32")(inputs)
         for tensor in spec.outputs:
             assert compare(known[tensor.name].numpy(), outputs[tensor.name].numpy()).psnr > 80
 
@@ -101,7 +101,12 @@ def test_bfloat16_passes_its_gate_and_is_recorded(manifest: tuple[Path, Manifest
     folder, record = manifest
     assert (record.runtime, record.precision) == ("pytorch", "bf16")
     # Features of random weights hardly tell places apart: their matching stays in float32.
-    expected = {"restore": torch.bfloat16, "similarity": torch.float32, "colorize": torch.bfloat16}
+    expected = {
+        "restore": torch.bfloat16,
+        "tone": torch.float32,
+        "similarity": torch.float32,
+        "colorize": torch.bfloat16,
+    }
     for name, dtype in expected.items():
         parity = record.models[name]["parity"]
         assert parity["limits"]["min_psnr"] == 45
@@ -115,7 +120,7 @@ def test_instances_are_for_the_embedded_servers_cpu(checkpoint: Path, tmp_path: 
     folder = tmp_path / "repository"
     for wanted, count in ((None, 2), (3, 3)):
         export_checkpoint(checkpoint, folder, runtime="pytorch", instances=wanted)
-        for name in contract.SUBNETS:
+        for name in NETWORKS:
             config = parse_config((folder / name / "config.pbtxt").read_text())
             assert [group.count for group in config.instance_group] == [count]
     with pytest.raises(ExportError, match="several instances are for the embedded server"):
@@ -124,7 +129,7 @@ def test_instances_are_for_the_embedded_servers_cpu(checkpoint: Path, tmp_path: 
 
 def test_float32_is_held_to_what_clients_are_promised(checkpoint: Path, tmp_path: Path) -> None:
     record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch")
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         assert record.models[name]["parity"]["max_abs"] < 1e-4
 
 
@@ -220,10 +225,10 @@ def test_matching_that_bears_bfloat16_runs_in_it(
     monkeypatch.setattr(pytorch, "CASES", CASES)
     shipped = Path(__file__).parents[2] / "checkpoints" / "compact.safetensors"
     model = load_checkpoint(shipped)
-    spec = contract.subnets(model.config)[1]
+    spec = step_of(model.config, "similarity")
     lines: list[str] = []
     runtime = PyTorch(ServingSettings(), "bf16", report=lines.append)
-    runtime.export(subnet_module(model, spec.name), spec, tmp_path)
+    runtime.export(module_of(model, spec.name), spec, tmp_path)
     assert load_step(tmp_path / "model.safetensors").dtype == torch.bfloat16
     # Nothing about float32; a CPU that emulates bfloat16 has a warning of that alone.
     assert [line for line in lines if not line.startswith("warning: ")] == []
@@ -264,14 +269,11 @@ def test_the_fastest_within_its_limits_is_chosen(
         Choice("wrong"): Paced(real, "wrong", wrong=True),
         Choice("quick"): Paced(real, "quick"),
     }
-    model = load_checkpoint(checkpoint)
-    modules = {name: subnet_module(model, name) for name in contract.SUBNETS}
+    loaded = load(checkpoint)
     lines: list[str] = []
-    selection = export_fastest(
-        paced, modules, contract.subnets(model.config), tmp_path, lines.append
-    )
+    selection = export_fastest(paced, loaded, tmp_path, lines.append)
     record = selection.to_dict()
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         assert (tmp_path / name / "label").read_text() == "quick"
         assert record["chosen"][name].startswith("runtime quick")
         figures = record["milliseconds"][name]
@@ -282,8 +284,7 @@ def test_the_fastest_within_its_limits_is_chosen(
     with pytest.raises(ExportError, match="no runtime is within its limits"):
         export_fastest(
             {Choice("wrong"): Paced(real, "wrong", wrong=True)},  # type: ignore[dict-item]
-            modules,
-            contract.subnets(model.config),
+            loaded,
             tmp_path / "staged",
         )
 
@@ -295,7 +296,7 @@ def test_auto_says_what_it_measured(
     monkeypatch.setattr(exporter, "candidates", lambda *_: two)
     record = export_checkpoint(checkpoint, tmp_path / "repository", runtime="auto")
     assert record.measured is not None
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         times = record.measured["milliseconds"][name]
         assert set(times) == {str(choice) for choice in two}
         assert record.measured["chosen"][name] == min(times, key=times.__getitem__)

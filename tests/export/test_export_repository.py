@@ -9,13 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from pikfix_steps import ENSEMBLES, NETWORKS, PYTHON_STEPS, SYSTEM, step_of, steps_of
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export import (
     ExportError,
     Manifest,
     ParityError,
-    contract,
     export_checkpoint,
     read_manifest,
     repository,
@@ -25,6 +25,7 @@ from pikfix.export.configs import ServingSettings, build_configs, fixed_configs,
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 from pikfix.networks import PRESETS, CheckpointError, PikFixConfig, load_checkpoint
+from pikfix.systems.base import Step
 
 Exported = tuple[Path, Manifest]
 
@@ -40,7 +41,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_repository_has_what_triton_needs(exported: Exported) -> None:
     folder, _ = exported
     models = {path.name for path in folder.iterdir() if path.is_dir()}
-    assert models == {*contract.SUBNETS, *contract.PYTHON_STEPS, *contract.ENSEMBLES}
+    assert models == {*NETWORKS, *PYTHON_STEPS, *ENSEMBLES}
     for name in models:
         config = parse_config((folder / name / "config.pbtxt").read_text())
         assert config.name == name
@@ -65,11 +66,9 @@ def test_manifest_tells_the_truth(exported: Exported, checkpoint: Path) -> None:
 def test_onnx_files_keep_the_contract(exported: Exported, checkpoint: Path) -> None:
     folder, _ = exported
     config = load_checkpoint(checkpoint).config
-    for model in contract.subnets(config):
+    for model in steps_of(config):
         graph = onnx.load(folder / model.name / "1" / "model.onnx").graph
         for tensors, values in ((model.inputs, graph.input), (model.outputs, graph.output)):
-            defaults = {initializer.name for initializer in graph.initializer}
-            values = [value for value in values if value.name not in defaults]  # noqa: PLW2901
             assert [value.name for value in values] == [tensor.name for tensor in tensors]
             for tensor, value in zip(tensors, values, strict=True):
                 dims = value.type.tensor_type.shape.dim
@@ -87,7 +86,7 @@ def test_onnx_networks_in_a_chain_are_the_pytorch_network(
         "photo_l": rng.uniform(-1, 1, (2, 1, 100, 84)).astype(np.float32),
         "reference_lab": rng.uniform(-0.8, 0.8, (2, 2, 3, 64, 96)).astype(np.float32),
     }
-    for spec in contract.subnets(model.config):
+    for spec in steps_of(model.config):
         session = ort.InferenceSession(folder / spec.name / "1" / "model.onnx")
         names = [tensor.name for tensor in spec.outputs]
         inputs = {tensor.name: known[tensor.name] for tensor in spec.inputs}
@@ -100,18 +99,24 @@ def test_onnx_networks_in_a_chain_are_the_pytorch_network(
     np.testing.assert_allclose(known["ab"], expected.ab.numpy(), atol=1e-4)
 
 
-def test_joined_tiles_are_finished_as_a_whole_photo_is(exported: Exported) -> None:
+def test_joined_tiles_get_the_tone_of_the_whole_photo(exported: Exported, checkpoint: Path) -> None:
     folder, _ = exported
     photo = np.random.default_rng(0).uniform(-1, 1, (1, 1, 600, 90)).astype(np.float32)
     restore = ort.InferenceSession(folder / "restore" / "1" / "model.onnx")
-    names = ["restored_l", "working_l"]
-    expected = restore.run(names, {"photo_l": photo})
-    mended = restore.run(names[:1], {"photo_l": photo, "whole": np.zeros(1, np.float32)})[0]
-    assert np.abs(mended - expected[0]).max() > 1e-2
-    rest = ort.InferenceSession(folder / "restore" / "1" / "whole.onnx")
-    given = {"photo_l": photo, "mended_l": mended}
-    for got, want in zip(rest.run(names, given), expected, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
+    halo = step_of(load_checkpoint(checkpoint).config, "restore").halo
+    assert halo is not None
+    whole, *tiles = (
+        restore.run(["repaired_l"], {"photo_l": part})[0]
+        for part in (photo, photo[:, :, : 320 + halo], photo[:, :, 320 - halo :])
+    )
+    joined = np.concatenate((tiles[0][:, :, :320], tiles[1][:, :, halo:]), axis=2)
+    np.testing.assert_allclose(joined, whole, atol=1e-5)
+    tone = ort.InferenceSession(folder / "tone" / "1" / "model.onnx")
+    restored, _ = tone.run(["restored_l", "working_l"], {"photo_l": photo, "repaired_l": joined})
+    assert np.abs(restored - joined).max() > 1e-2
+    with torch.no_grad():
+        expected = load_checkpoint(checkpoint).restoration(torch.from_numpy(photo))
+    np.testing.assert_allclose(restored, expected.numpy(), atol=1e-4)
 
 
 def test_a_second_export_is_the_next_version_and_only_two_are_kept(
@@ -123,7 +128,7 @@ def test_a_second_export_is_the_next_version_and_only_two_are_kept(
     for version in (1, 2, 3):
         manifest = export_checkpoint(checkpoint, folder)
         assert {entry["version"] for entry in manifest.models.values()} == {version}
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         kept = sorted(path.name for path in (folder / name).iterdir() if path.is_dir())
         assert kept == ["2", "3"]
 
@@ -131,10 +136,8 @@ def test_a_second_export_is_the_next_version_and_only_two_are_kept(
 def copies_instead_of_exports(source: Path):  # type: ignore[no-untyped-def]
     """Publishing is under test, not tracing: hand out files that were exported before."""
 
-    def export(module: object, model: contract.Model, path: Path, *, runtime: str) -> None:
-        # Beside its own file, `restore` has others, each named after what it computes.
-        step = model.name if model.name in contract.SUBNETS else "restore"
-        path.write_bytes((source / step / "1" / path.name).read_bytes())
+    def export(module: object, model: Step, path: Path, *, runtime: str) -> None:
+        path.write_bytes((source / model.name / "1" / path.name).read_bytes())
 
     return export
 
@@ -146,7 +149,7 @@ def test_a_failed_gate_changes_nothing(
     before = snapshot(folder)
     copy = copies_instead_of_exports(folder)
 
-    def damaged(module: object, model: contract.Model, path: Path, *, runtime: str) -> None:
+    def damaged(module: object, model: Step, path: Path, *, runtime: str) -> None:
         copy(module, model, path, runtime=runtime)
         if model.name != "colorize":
             return
@@ -220,15 +223,15 @@ def test_a_missing_or_damaged_manifest_is_explained(tmp_path: Path) -> None:
 def onnx_configs(config: PikFixConfig) -> dict[str, pb.ModelConfig]:
     settings = ServingSettings()
     runtime = OnnxRuntime(settings)
-    return build_configs(config, dict.fromkeys(contract.SUBNETS, runtime), settings)
+    return build_configs(SYSTEM, config, dict.fromkeys(NETWORKS, runtime), settings)
 
 
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 
 
-@pytest.mark.parametrize("name", [*contract.PYTHON_STEPS, *contract.ENSEMBLES])
+@pytest.mark.parametrize("name", [*PYTHON_STEPS, *ENSEMBLES])
 def test_committed_configs_are_the_contracts(name: str) -> None:
-    built = fixed_configs()[name]
+    built = fixed_configs(SYSTEM)[name]
     assert (COMMITTED / name / "config.pbtxt").read_text() == render(built)
 
 
@@ -236,7 +239,7 @@ def test_committed_configs_are_the_contracts(name: str) -> None:
 def test_ensembles_join_what_the_steps_declare(preset: str) -> None:
     """Every tensor of an ensemble is produced by exactly one step, with one type and rank."""
     configs = onnx_configs(PRESETS[preset])
-    for name in contract.ENSEMBLES:
+    for name in ENSEMBLES:
         ensemble = configs[name]
         known = {tensor.name: tensor for tensor in ensemble.input}
         taken = {tensor.name for tensor in ensemble.output}
@@ -274,7 +277,7 @@ def test_the_first_queue_is_the_smallest() -> None:
 
 
 def test_warm_up_fits_the_inputs() -> None:
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         config = onnx_configs(PRESETS["compact"])[name]
         (warmup,) = config.model_warmup
         for tensor in config.input:

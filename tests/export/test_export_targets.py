@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from pikfix_steps import ENSEMBLES, NETWORKS, PYTHON_STEPS, SYSTEM, steps_of
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export import Manifest, contract, read_manifest
+from pikfix.export import Manifest, read_manifest
 from pikfix.export.configs import ServingSettings, build_configs, render, set_parameter
-from pikfix.export.contract import Model
 from pikfix.export.profiles import Capacity, Largest, profile_of
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
@@ -26,9 +26,10 @@ from pikfix.export.targets import (
 from pikfix.networks import PRESETS, working_size
 from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES, bucket_shape
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
+from pikfix.systems.base import Model
 
 CONFIG = PRESETS["compact"]
-SUBNETS = {model.name: model for model in contract.subnets(CONFIG)}
+SUBNETS = {model.name: model for model in steps_of(CONFIG)}
 
 
 class Backend:
@@ -54,8 +55,8 @@ RUNTIMES = {
 
 def configs(target: str, runtime: str, device: str, accelerator: str = "cuda"):  # type: ignore[no-untyped-def]
     placement = Placement(TARGETS[target], device, accelerator)  # type: ignore[arg-type,index]
-    chosen = dict.fromkeys(contract.SUBNETS, RUNTIMES[runtime])
-    return build_configs(CONFIG, chosen, placement=placement)
+    chosen = dict.fromkeys(NETWORKS, RUNTIMES[runtime])
+    return build_configs(SYSTEM, CONFIG, chosen, placement=placement)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_every_config_loads_in_tritons_schema(
 def test_the_container_gets_instances_on_every_gpu_that_share_it(runtime: str) -> None:
     written = configs("ngc", runtime, "cuda")
     order = []
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         (group,) = written[name].instance_group
         assert group.kind == pb.ModelInstanceGroup.KIND_GPU
         assert not group.gpus  # each that the server sees
@@ -88,13 +89,13 @@ def test_the_container_gets_instances_on_every_gpu_that_share_it(runtime: str) -
         assert (resource.name, resource.count) == (GPU_SLOT, 1)
         order.append((group.rate_limiter.priority, name))
     assert [name for _, name in sorted(order)] == ["colorize", "similarity", "restore"]
-    for name in contract.PYTHON_STEPS:
+    for name in PYTHON_STEPS:
         (group,) = written[name].instance_group
         assert group.kind == pb.ModelInstanceGroup.KIND_CPU
 
 
 def test_a_container_without_a_gpu_gets_cpu_instances_and_no_gpu_settings() -> None:
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         config = configs("ngc", "onnxruntime", "cpu")[name]
         assert [g.kind for g in config.instance_group] == [pb.ModelInstanceGroup.KIND_CPU]
         assert not config.HasField("optimization")
@@ -104,7 +105,7 @@ def test_a_container_without_a_gpu_gets_cpu_instances_and_no_gpu_settings() -> N
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_native_backends_are_not_told_what_only_ours_does(runtime: str, device: str) -> None:
     for name, config in configs("ngc", runtime, device).items():
-        if config.backend != "python" or name in contract.SUBNETS:
+        if config.backend != "python" or name in NETWORKS:
             assert not set(config.parameters) & set(EMBEDDED_PARAMETERS)
     embedded = configs("embedded", "onnxruntime", device)["restore"]
     assert set(embedded.parameters) >= {"tile_pixels", "tile_halo", "tile_align"}
@@ -112,7 +113,7 @@ def test_native_backends_are_not_told_what_only_ours_does(runtime: str, device: 
 
 def test_settings_of_newer_servers_stay_away_from_older_ones() -> None:
     assert EMBEDDED.server < (2, 63) <= NGC.server
-    for name in contract.ENSEMBLES:
+    for name in ENSEMBLES:
         old = configs("embedded", "onnxruntime", "cuda")[name].ensemble_scheduling
         new = configs("ngc", "onnxruntime", "cuda")[name].ensemble_scheduling
         assert old.max_inflight_requests == 0
@@ -134,9 +135,9 @@ SMALL = Capacity(
 
 
 def test_the_container_refuses_what_no_memory_holds() -> None:
-    chosen = dict.fromkeys(contract.SUBNETS, RUNTIMES["tensorrt"])
+    chosen = dict.fromkeys(NETWORKS, RUNTIMES["tensorrt"])
     placement = Placement(TARGETS["ngc"], "cuda", capacity=SMALL)
-    written = build_configs(CONFIG, chosen, placement=placement)
+    written = build_configs(SYSTEM, CONFIG, chosen, placement=placement)
     parameters = written["decode_photo"].parameters
     assert parameters["max_side"].string_value == "2048"
     assert parameters["max_references"].string_value == "3"
@@ -151,10 +152,10 @@ def test_the_container_refuses_what_no_memory_holds() -> None:
     assert int(embedded["max_pixels"].string_value) == ServingSettings().max_pixels
 
 
-@pytest.mark.parametrize("name", contract.SUBNETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_cuda_graphs_are_captured_for_the_buckets_of_usual_photos(name: str) -> None:
     config = configs("ngc", "tensorrt", "cuda")[name]
-    largest = Capacity().largest[name]
+    largest = Capacity().of(SUBNETS[name])
     profile = profile_of(SUBNETS[name], largest, reference_side=DEFAULT_REFERENCE_SIDE)
     assert config.optimization.cuda.graphs
     captured = set()
@@ -178,7 +179,7 @@ def test_cuda_graphs_are_captured_for_the_buckets_of_usual_photos(name: str) -> 
 
 def test_onnx_runs_on_tensorrt_with_the_shapes_that_arrive() -> None:
     written = configs("ngc", "onnxruntime", "cuda", "tensorrt")
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         listed = written[name].optimization.execution_accelerators.gpu_execution_accelerator
         assert [a.name for a in listed] == ["tensorrt", "cuda"]
         largest = listed[0].parameters["trt_profile_max_shapes"].split(",")
@@ -190,7 +191,7 @@ def test_onnx_runs_on_tensorrt_with_the_shapes_that_arrive() -> None:
         for key in ("trt_engine_cache_path", "trt_timing_cache_path"):
             assert Path(listed[0].parameters[key]).parent == Path("/tmp")
     plain = configs("ngc", "onnxruntime", "cuda")
-    for name in contract.SUBNETS:
+    for name in NETWORKS:
         listed = plain[name].optimization.execution_accelerators.gpu_execution_accelerator
         assert [a.name for a in listed] == ["cuda"]
         # What is set under the accelerator, the backend resets to these.
@@ -210,11 +211,11 @@ def test_a_gpu_gets_fewer_buckets_and_a_cpu_no_more_padding() -> None:
 def test_beside_a_gpu_every_core_decodes_and_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     for device, count in (("cpu", 2), ("cuda", 16)):
-        for name in contract.PYTHON_STEPS:
+        for name in PYTHON_STEPS:
             assert configs("ngc", "tensorrt", device)[name].instance_group[0].count == count
-    chosen = dict.fromkeys(contract.SUBNETS, RUNTIMES["onnxruntime"])
+    chosen = dict.fromkeys(NETWORKS, RUNTIMES["onnxruntime"])
     settings = ServingSettings(file_instances=5)
-    written = build_configs(CONFIG, chosen, settings, Placement(TARGETS["ngc"], "cuda"))
+    written = build_configs(SYSTEM, CONFIG, chosen, settings, Placement(TARGETS["ngc"], "cuda"))
     assert written["decode_photo"].instance_group[0].count == 5
 
 
@@ -227,7 +228,9 @@ def test_every_photo_the_first_step_pads_fits_a_profile(height: int, width: int)
     working = working_size(*shape)
     for name, sides in (("restore", shape), ("colorize", working), ("similarity", working)):
         model = SUBNETS[name]
-        profile = profile_of(model, Capacity().largest[name], reference_side=DEFAULT_REFERENCE_SIDE)
+        profile = profile_of(
+            model, Capacity().of(SUBNETS[name]), reference_side=DEFAULT_REFERENCE_SIDE
+        )
         ranges = profile.ranges[model.inputs[0].name]
         assert all(
             low <= side <= high
@@ -250,7 +253,7 @@ def test_a_manifest_says_what_ran_where_and_old_ones_still_load(
 ) -> None:
     _, manifest = exported
     assert manifest.target == "embedded"
-    assert set(manifest.tested_on) == set(contract.SUBNETS)
+    assert set(manifest.tested_on) == set(NETWORKS)
     assert all(device.startswith("CPU ") for device in manifest.tested_on.values())
     old = manifest.to_dict()
     del old["target"], old["tested_on"]

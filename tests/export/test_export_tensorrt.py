@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pikfix_steps import NETWORKS, SYSTEM, steps_of
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export import ExportError, Manifest, ParityError, contract, export_checkpoint
+from pikfix.export import ExportError, Manifest, ParityError, export_checkpoint
 from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.parity import Arrays
 from pikfix.export.profiles import Capacity, profile_of
@@ -29,6 +30,7 @@ from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.networks import PRESETS, load_checkpoint
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.serving.engines import needs
+from pikfix.systems.base import Step
 
 API = "pikfix.export.runtimes.tensorrt_api"
 CLI = "from pikfix.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
@@ -206,10 +208,10 @@ def build(recorder: Recorder, folder: Path, name: str = "restore", **options: An
     """Ask for an engine of some file; the lines of progress."""
     api = importlib.import_module(API)
     lines: list[str] = []
-    (spec,) = (m for m in contract.subnets(PRESETS["compact"]) if m.name == name)
+    (spec,) = (m for m in steps_of(PRESETS["compact"]) if m.name == name)
     file = folder / "model.onnx"
     file.write_bytes(b"a graph")
-    profiles = [profile_of(spec, Capacity().largest[name], reference_side=DEFAULT_REFERENCE_SIDE)]
+    profiles = [profile_of(spec, Capacity().of(spec), reference_side=DEFAULT_REFERENCE_SIDE)]
     built = api.build_from_onnx(
         file, profiles, EngineOptions(**options), name=name, report=lines.append
     )
@@ -278,7 +280,7 @@ def exported_onnx(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, exported:
     """Hand out files that were exported before: tracing is not under test."""
     source: Path = exported[0]
 
-    def copied(module: object, model: contract.Model, path: Path, *, runtime: str) -> None:
+    def copied(module: object, model: Step, path: Path, *, runtime: str) -> None:
         assert runtime == "tensorrt"
         path.write_bytes((source / model.name / "1" / "model.onnx").read_bytes())
 
@@ -349,9 +351,9 @@ def test_engines_through_torch_tensorrt_are_mapped_by_the_ensemble(
     runtime = runtime_module.TensorRTRuntime(
         ServingSettings(), "fp16", options=EngineOptions(builder="torch")
     )
-    configs = build_configs(config, dict.fromkeys(contract.SUBNETS, runtime))
-    for name in contract.SUBNETS:
-        spec = next(m for m in contract.subnets(config) if m.name == name)
+    configs = build_configs(SYSTEM, config, dict.fromkeys(NETWORKS, runtime))
+    for name in NETWORKS:
+        spec = next(m for m in steps_of(config) if m.name == name)
         outputs = [o.name for o in configs[name].output]
         assert outputs == [f"output{i}" for i in range(len(spec.outputs))]
         step = _step(configs["pikfix_photo"], name)
@@ -371,10 +373,10 @@ def test_the_plugin_needs_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_sub_net_without_the_plugin_is_left_to_the_chosen_builder(recorder: Recorder) -> None:
     runtime = runtime_module.TensorRTRuntime(ServingSettings(), "fp32", warp_plugin=True)
-    specs = contract.subnets(PRESETS["compact"])
+    specs = steps_of(PRESETS["compact"])
     through = {m.name: runtime._through_torch(m) for m in specs}
-    assert through == {"restore": False, "similarity": True, "colorize": False}
+    assert through == {name: name == "similarity" for name in NETWORKS}
     # The kernel inside was compiled for the GPU and the version that built the engine.
-    configs = build_configs(PRESETS["compact"], dict.fromkeys(contract.SUBNETS, runtime))
+    configs = build_configs(SYSTEM, PRESETS["compact"], dict.fromkeys(NETWORKS, runtime))
     needed = {name: configs[name].parameters["tensorrt"].string_value for name in through}
-    assert needed == {"restore": ">=11.0.0", "similarity": "==11.0.0", "colorize": ">=11.0.0"}
+    assert needed == {n: f"{'==' if n == 'similarity' else '>='}11.0.0" for n in NETWORKS}

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import module_of, steps_of
 
-from pikfix.export import ExportError, contract
+from pikfix.export import ExportError
 from pikfix.export.onnx import example_inputs
 from pikfix.export.precision import MixedPrecision
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.programs import ENGINE_WARP_NAME, trace_by_name, use_engine_warp
-from pikfix.export.subnets import subnet_module
 from pikfix.networks import load_checkpoint
 
 pytest.importorskip("triton")
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 def test_warps_of_a_fixed_width_go_to_the_plugin(checkpoint: Path) -> None:
     model = load_checkpoint(checkpoint)
-    (spec,) = (s for s in contract.subnets(model.config) if s.name == "similarity")
-    module = subnet_module(model, "similarity")
+    (spec,) = (s for s in steps_of(model.config) if s.name == "similarity")
+    module = module_of(model, "similarity")
     half = MixedPrecision(module, "fp16", half_warp=True)
     program = use_engine_warp(trace_by_name(half, spec, keep_warp=True, device="cpu"))
     warps = [n for n in program.graph.nodes if "pikfix" in str(n.target)]

@@ -9,19 +9,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pikfix_steps import SYSTEM, module_of, steps_of
 from torch import nn
 from torch.nn import functional as F
 
-from pikfix.export import contract
 from pikfix.export.onnx import example_inputs, export_onnx
 from pikfix.export.parity import CASES, Arrays, Runner, check_parity
 from pikfix.export.precision import MixedPrecision
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.programs import trace_by_name
 from pikfix.export.runtimes.tensorrt import LIMITS
-from pikfix.export.subnets import subnet_module
 from pikfix.kernels import center_normalize, correlation_warp, naive
 from pikfix.networks import PikFix, load_checkpoint
+from pikfix.systems.base import Step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -31,7 +31,7 @@ def model(checkpoint: Path) -> PikFix:
     return load_checkpoint(checkpoint)
 
 
-def module_runner(module: nn.Module, spec: contract.Model) -> Runner:
+def module_runner(module: nn.Module, spec: Step) -> Runner:
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
             out = module(*(torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs))
@@ -46,14 +46,14 @@ def test_half_precision_stays_within_the_gates_limits(model: PikFix, precision: 
     # That of the shipped network: a third of it magnifies rounding three times.
     model = copy.deepcopy(model)
     model.similarity.temperature = 0.03
-    specs = contract.subnets(model.config)
-    modules = {spec.name: subnet_module(model, spec.name) for spec in specs}
+    specs = steps_of(model.config)
+    modules = {spec.name: module_of(model, spec.name) for spec in specs}
     runners = {
         spec.name: module_runner(MixedPrecision(modules[spec.name], precision), spec)
         for spec in specs
     }
     limits = dict.fromkeys(modules, LIMITS[precision])
-    figures = check_parity(modules, specs, runners, limits=limits, cases=CASES[1:2])
+    figures = check_parity(SYSTEM, modules, specs, runners, limits=limits, cases=CASES[1:2])
     # It is half precision that was measured: float32 would be far closer.
     for name, figure in figures.items():
         assert figure["max_abs"] > 1e-5, name
@@ -73,7 +73,7 @@ def test_the_islands_are_needed(half: torch.dtype) -> None:
 
 
 def test_weights_of_the_given_network_are_left_alone(model: PikFix) -> None:
-    module = subnet_module(model, "restore")
+    module = module_of(model, "restore")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     mixed = MixedPrecision(module, "fp16")
     weights = {n: p.dtype for n, p in mixed.named_parameters() if "weight" in n}
@@ -132,8 +132,8 @@ def test_the_onnx_file_for_tensorrt_has_its_types_in_the_graph(
     model: PikFix, tmp_path: Path
 ) -> None:
     """What a strongly typed network is parsed from, run by onnxruntime."""
-    (spec,) = (s for s in contract.subnets(model.config) if s.name == "restore")
-    module = subnet_module(model, "restore")
+    (spec,) = (s for s in steps_of(model.config) if s.name == "restore")
+    module = module_of(model, "restore")
     export_onnx(MixedPrecision(module, "fp16"), spec, tmp_path / "m.onnx", runtime="tensorrt")
     graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "m.onnx")).graph
     half = onnx.TensorProto.FLOAT16
@@ -147,7 +147,9 @@ def test_the_onnx_file_for_tensorrt_has_its_types_in_the_graph(
     assert sum(half in {types[c.input[0]], types[c.output[0]]} for c in casts) <= 6
     runner = onnx_runner(tmp_path / "m.onnx")
     limits = {"restore": LIMITS["fp16"]}
-    check_parity({"restore": module}, [spec], {"restore": runner}, limits=limits, cases=CASES[1:2])
+    check_parity(
+        SYSTEM, {"restore": module}, [spec], {"restore": runner}, limits=limits, cases=CASES[1:2]
+    )
 
 
 CASES_OF_NAMES = [
@@ -161,8 +163,8 @@ CASES_OF_NAMES = [
 @pytest.mark.parametrize(("name", "keep_warp"), CASES_OF_NAMES)
 def test_programs_for_torch_tensorrt(model: PikFix, name: str, keep_warp: bool) -> None:
     """Inputs have the contract's names, operators are ATen's, results are PyTorch's."""
-    (spec,) = (s for s in contract.subnets(model.config) if s.name == name)
-    module = subnet_module(model, name)
+    (spec,) = (s for s in steps_of(model.config) if s.name == name)
+    module = module_of(model, name)
     program = trace_by_name(module, spec, keep_warp=keep_warp, device="cpu")
     signature = program.graph_signature
     assert list(signature.user_inputs) == [tensor.name for tensor in spec.inputs]

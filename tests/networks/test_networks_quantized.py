@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import inference_step, module_of, step_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks import PikFix, PikFixConfig, inference, quantized
+from pikfix.inference import load_step, quantized, save_step
+from pikfix.inference import step as inference_file
+from pikfix.inference.quantized import Int8Conv2d, input_ranges, quantize, to_bytes
+from pikfix.networks import PikFix, PikFixConfig
 from pikfix.networks.blocks import DenseBlock, ResidualDenseBlock
 from pikfix.networks.colorization import DecoderStage, FusionModule
-from pikfix.networks.inference import InferenceStep, load_step, save_step
-from pikfix.networks.quantized import Int8Conv2d, input_ranges, quantize, to_bytes
+from pikfix.systems.chain import run_step
 
 needs_vnni = pytest.mark.skipif(
     not quantized.vnni_supported(), reason="this CPU does not multiply bytes"
@@ -148,20 +151,17 @@ def test_every_form_computes_its_block(kind: str, tiny: PikFix) -> None:
 def test_a_step_survives_its_file(tiny: PikFix, name: str, tmp_path: Path) -> None:
     luminance = lasting(1, 1, 64, 64).clamp(-1, 1)
     reference = lasting(1, 3, 64, 64, seed=1)[:, None].clamp(-1, 1) / 2
-    network = tiny.restoration if name == "restore" else tiny.colorization
+    step, module = step_of(tiny.config, name), module_of(tiny, name)
     with torch.inference_mode():
         warped, confidence = tiny.similarity(luminance, reference)
-        ranges = input_ranges(
-            network,
-            lambda: (tiny.restoration(luminance), tiny.colorization(luminance, warped, confidence)),
-        )
     inputs = {"photo_l": luminance, "working_l": luminance}
     inputs |= {f"warped_{i}": value for i, value in enumerate(warped, 1)}
     inputs |= {f"confidence_{i}": value for i, value in enumerate(confidence, 1)}
-    save_step(network, tiny.config, name, "int8", tmp_path / "step", ranges=ranges)
+    ranges = input_ranges(module, lambda: run_step(module, step, inputs))
+    save_step(module, step, "int8", tmp_path / "step", ranges=ranges)
     loaded = load_step(tmp_path / "step")
     assert (loaded.precision, loaded.dtype) == ("int8", torch.bfloat16)
-    fresh = InferenceStep(tiny, name, "int8", ranges)
+    fresh = inference_step(tiny, name, "int8", ranges)
     for key, value in loaded(inputs).items():
         assert torch.equal(value, fresh(inputs)[key]), key
 
@@ -170,7 +170,8 @@ def test_a_cpu_that_cannot_is_told(
     tiny: PikFix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranges = {"a": torch.zeros(2, 1)}
-    save_step(tiny.restoration, tiny.config, "restore", "int8", tmp_path / "s", ranges=ranges)
-    monkeypatch.setattr(inference, "vnni_supported", lambda: False)
+    step = step_of(tiny.config, "restore")
+    save_step(module_of(tiny, "restore"), step, "int8", tmp_path / "s", ranges=ranges)
+    monkeypatch.setattr(inference_file, "vnni_supported", lambda: False)
     with pytest.raises(ValueError, match=r"no instructions for .* --precision bf16 or fp32"):
         load_step(tmp_path / "s")

@@ -65,10 +65,11 @@ def test_far_places_decide_together(tiny: PikFix) -> None:
 def test_joined_tiles_get_the_tone_of_the_whole(tiny: PikFix) -> None:
     restoration = tiny.restoration.double()
     photo = torch.rand(1, 1, 64, 640, dtype=torch.float64) * 2 - 1
-    left = restoration.mended(photo[..., :448])[..., :320]
-    right = restoration.mended(photo[..., 192:])[..., 128:]
+    left = restoration.repaired(photo[..., :448])[..., :320]
+    right = restoration.repaired(photo[..., 192:])[..., 128:]
     joined = torch.cat((left, right), dim=-1)
-    torch.testing.assert_close(restoration.toned(photo, joined), restoration(photo))
+    toned = restoration.tone.set(photo, joined).clamp(-1, 1)
+    torch.testing.assert_close(toned, restoration(photo))
     # A tile's own tone is another.
     assert (
         restoration(photo[..., :448])[..., :320] - restoration(photo)[..., :320]

@@ -65,10 +65,7 @@ def save(
 
 
 def save_restore(path: Path, seed: int = 0) -> None:
-    """Two 5 x 5 convolutions at full size, one 3 x 3 at 1/8 brought back: radius 8 + 8 + 4 = 20.
-
-    working_l is the mean of the whole picture, which no tile knows.
-    """
+    """Two 5 x 5 convolutions at full size, one 3 x 3 at 1/8 brought back: radius 8 + 8 + 4 = 20."""
     rng = np.random.default_rng(seed)
     fine = [rng.normal(0, 0.2, (4, 1, 5, 5)), rng.normal(0, 0.1, (1, 4, 5, 5))]
     nodes = [
@@ -78,8 +75,7 @@ def save_restore(path: Path, seed: int = 0) -> None:
         helper.make_node("AveragePool", ["photo_l"], ["c0"], kernel_shape=[8, 8], strides=[8, 8]),
         helper.make_node("Conv", ["c0", "w2"], ["c1"], pads=[1, 1, 1, 1]),
         helper.make_node("Resize", ["c1", "", "scales"], ["c2"], mode="linear"),
-        helper.make_node("Add", ["f2", "c2"], ["restored_l"]),
-        helper.make_node("GlobalAveragePool", ["restored_l"], ["working_l"]),
+        helper.make_node("Add", ["f2", "c2"], ["repaired_l"]),
     ]
     constants = {
         "w0": fine[0].astype(np.float32),
@@ -87,14 +83,19 @@ def save_restore(path: Path, seed: int = 0) -> None:
         "w2": rng.normal(0, 0.3, (1, 1, 3, 3)).astype(np.float32),
         "scales": np.array([1, 1, 8, 8], np.float32),
     }
-    outputs = [_value("restored_l", 4, 1), _value("working_l", 4, 1)]
+    outputs = [_value("repaired_l", 4, 1)]
     save(path / "model.onnx", nodes, [_value("photo_l", 4, 1)], outputs, constants)
-    rest = [
-        helper.make_node("Identity", ["mended_l"], ["restored_l"]),
+
+
+def save_tone(path: Path) -> None:
+    """working_l is the mean of the whole picture, which no tile knows."""
+    nodes = [
+        helper.make_node("Identity", ["repaired_l"], ["restored_l"]),
         helper.make_node("GlobalAveragePool", ["restored_l"], ["working_l"]),
     ]
-    inputs = [_value("photo_l", 4, 1), _value("mended_l", 4, 1)]
-    save(path / "whole.onnx", rest, inputs, outputs)
+    inputs = [_value("repaired_l", 4, 1)]
+    outputs = [_value("restored_l", 4, 1), _value("working_l", 4, 1)]
+    save(path / "model.onnx", nodes, inputs, outputs)
 
 
 def config(
@@ -127,7 +128,7 @@ def write_identity(repository: Path, name: str = "identity", code: str = IDENTIT
 
 
 def write_pikfix(repository: Path) -> Path:
-    """A repository of the project's form: three sub-nets and the ensemble, all toys."""
+    """A repository of the project's form: its steps and the ensemble, all toys."""
     plane, reference = "1, -1, -1", "-1, 3, -1, -1"
 
     def add(name: str, text: str) -> Path:
@@ -136,10 +137,11 @@ def write_pikfix(repository: Path) -> Path:
         (repository / name / "config.pbtxt").write_text(text)
         return version
 
-    outputs = {"restored_l": plane, "working_l": plane}
-    ort = "onnxruntime"
+    ort, outputs = "onnxruntime", {"repaired_l": plane}
     version = add("restore", config("restore", ort, {"photo_l": plane}, outputs, RESTORE_CONFIG))
     save_restore(version)
+    outputs = {"restored_l": plane, "working_l": plane}
+    save_tone(add("tone", config("tone", ort, {"repaired_l": plane}, outputs)))
 
     inputs = {"working_l": plane, "reference_lab": reference}
     version = add("similarity", config("similarity", ort, inputs, {"warped_1": "2, -1, -1"}))
@@ -170,7 +172,8 @@ def write_pikfix(repository: Path) -> Path:
         return f'step {{ model_name: "{name}" model_version: -1 {" ".join(maps)} }}'
 
     steps = [
-        step("restore", ["photo_l"], ["restored_l", "working_l"]),
+        step("restore", ["photo_l"], ["repaired_l"]),
+        step("tone", ["repaired_l"], ["restored_l", "working_l"]),
         step("similarity", ["working_l", "reference_lab"], ["warped_1"]),
         step("colorize", ["warped_1"], ["ab"]),
     ]

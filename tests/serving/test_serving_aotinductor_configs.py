@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pikfix_steps import NETWORKS, SYSTEM
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.export import contract
 from pikfix.export.configs import build_configs, render
 from pikfix.export.runtimes.aotinductor import AOTInductor
 from pikfix.networks import PikFixConfig
@@ -67,12 +67,12 @@ def server(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         runtime = AOTInductor("fp16", native=True)
-    configs = build_configs(tiny_config, dict.fromkeys(contract.SUBNETS, runtime))
+    configs = build_configs(SYSTEM, tiny_config, dict.fromkeys(NETWORKS, runtime))
     repository = tmp_path_factory.mktemp("aotinductor") / "model_repository"
-    for name in (*contract.SUBNETS, "pikfix"):
+    for name in (*NETWORKS, "pikfix"):
         config = configs[name]
         (repository / name / "1").mkdir(parents=True)
-        if name in contract.SUBNETS:
+        if name in NETWORKS:
             config.platform, config.backend, config.default_model_filename = "", "python", ""
             config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU
             (repository / name / "1" / "model.py").write_text(STAND_IN)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from backend_files import load_backend
 from google.protobuf import json_format, text_format
+from pikfix_steps import NETWORKS, module_of, step_of
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
@@ -22,8 +23,8 @@ from pikfix.evaluation.parity import compare
 from pikfix.export import Manifest, export_checkpoint, exporter
 from pikfix.export.parity import CASES
 from pikfix.export.runtimes import pytorch
+from pikfix.inference import InferenceStep, load_step, save_step
 from pikfix.networks import load_checkpoint
-from pikfix.networks.inference import InferenceStep, load_step, save_step
 from pikfix.serving import embedded
 from pikfix.serving.server import RunningServer, start_server
 
@@ -63,7 +64,7 @@ def parameters(config: pb.ModelConfig) -> dict[str, str]:
 def on_cpu(gpu_export: Exported) -> Path:
     """The same repository with instances on the CPU, little warm-up and small tiles."""
     folder, _, _ = gpu_export
-    for name in ("restore", "similarity", "colorize"):
+    for name in NETWORKS:
         config = read_config(folder, name)
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU
         del config.model_warmup[:]
@@ -76,7 +77,7 @@ def on_cpu(gpu_export: Exported) -> Path:
 def test_configs_ask_for_gpus_graphs_and_tensors_that_stay(gpu_export: Exported) -> None:
     folder, manifest, lines = gpu_export
     assert (manifest.device, manifest.precision, manifest.target) == ("cuda", "fp16", "embedded")
-    found = {name: read_config(folder, name) for name in ("restore", "similarity", "colorize")}
+    found = {name: read_config(folder, name) for name in NETWORKS}
     for config in found.values():
         (group,) = config.instance_group
         assert config.backend == "pytorch"
@@ -86,7 +87,9 @@ def test_configs_ask_for_gpus_graphs_and_tensors_that_stay(gpu_export: Exported)
         # A shape is recorded the second time it comes.
         graphs = [w for w in config.model_warmup if w.count == 2]
         assert {w.batch_size for w in graphs} == {1, 8}
-    assert parameters(found["restore"])["device_outputs"] == "working_l"
+    assert parameters(found["restore"])["device_outputs"] == "repaired_l"
+    assert parameters(found["tone"])["device_outputs"] == "working_l"
+    assert parameters(found["tone"])["FORCE_CPU_ONLY_INPUT_TENSORS"] == "no"
     assert "FORCE_CPU_ONLY_INPUT_TENSORS" not in parameters(found["restore"])
     kept = parameters(found["similarity"])["device_outputs"].split(",")
     assert kept == [f"{kind}_{i}" for kind in ("warped", "confidence") for i in range(1, 5)]
@@ -98,11 +101,10 @@ def test_configs_ask_for_gpus_graphs_and_tensors_that_stay(gpu_export: Exported)
 
 
 def test_weights_are_halves_but_the_tone(gpu_export: Exported) -> None:
-    step = load_step(gpu_export[0] / "restore" / "1" / "model.safetensors")
-    assert step.precision == "fp16"
-    types = {name: value.dtype for name, value in step.network.state_dict().items()}
-    assert {t for n, t in types.items() if n.startswith("tone.")} == {torch.float32}
-    assert {t for n, t in types.items() if not n.startswith("tone.")} == {torch.float16}
+    for name, dtype in (("restore", torch.float16), ("tone", torch.float32)):
+        step = load_step(gpu_export[0] / name / "1" / "model.safetensors")
+        assert step.dtype == dtype
+        assert {value.dtype for value in step.network.state_dict().values()} == {dtype}
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +183,7 @@ def network(module: ModuleType, on_cpu: Path, checkpoint: Path, tmp_path_factory
     """Makes networks in float32: a CPU is slow in float16."""
     model = load_checkpoint(checkpoint)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_step(model.restoration, model.config, "restore", "fp32", path)
+    save_step(module_of(model, "restore"), step_of(model.config, "restore"), "fp32", path)
     return partial(make_network, module, on_cpu, path)
 
 
@@ -211,20 +213,13 @@ class SmallMemory:
         self._check(inputs["photo_l"])
         return self._step(inputs)
 
-    def mended(self, tile: torch.Tensor) -> torch.Tensor:
-        self._check(tile)
-        return self._step.mended(tile)
-
-    def finished(self, photo_l: torch.Tensor, mended_l: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self._step.finished(photo_l, mended_l)
-
 
 def test_what_does_not_fit_is_retried_in_tiles(network: Any) -> None:
     large = network(tile_pixels=str(1 << 20))
     image = torch.from_numpy(photo(1, 1, 480, 640))
-    whole = large.run({"photo_l": image}, ["restored_l", "working_l"])
+    whole = large.run({"photo_l": image}, ["repaired_l"])
     large.step = small = SmallMemory(large.step, 160_000)
-    tiled = large.run({"photo_l": image}, ["restored_l", "working_l"])
+    tiled = large.run({"photo_l": image}, ["repaired_l"])
     assert small.sizes[0] == 480 * 640
     assert max(small.sizes[1:]) <= 160_000
     for name, value in whole.items():
@@ -235,7 +230,7 @@ def test_graphs_are_given_up_before_the_photo_is(network: Any) -> None:
     large = network()
     tensors = {"photo_l": torch.from_numpy(photo(1, 1, 64, 64))}
     for _ in range(2):
-        large.run(tensors, ["restored_l"])
+        large.run(tensors, ["repaired_l"])
     assert len(large.graphs) == 1
     failing = iter([True, False])
     step = large.step
@@ -248,7 +243,7 @@ def test_graphs_are_given_up_before_the_photo_is(network: Any) -> None:
     once.name = step.name  # type: ignore[attr-defined]
     large.step = once
     tensors = {"photo_l": torch.from_numpy(photo(1, 1, 64, 96))}
-    assert large.run(tensors, ["restored_l"])["restored_l"].shape == (1, 1, 64, 96)
+    assert large.run(tensors, ["repaired_l"])["repaired_l"].shape == (1, 1, 64, 96)
     assert len(large.graphs) == 0
 
 
@@ -256,7 +251,7 @@ def test_what_fits_in_no_way_is_refused(network: Any) -> None:
     large = network()
     large.step = SmallMemory(large.step, 1000)
     with pytest.raises(Exception, match="does not suffice for 64 x 64") as caught:
-        large.run({"photo_l": torch.from_numpy(photo(1, 1, 64, 64))}, ["restored_l"])
+        large.run({"photo_l": torch.from_numpy(photo(1, 1, 64, 64))}, ["repaired_l"])
     assert caught.value.code == "out_of_memory"  # type: ignore[attr-defined]
 
 
@@ -265,9 +260,9 @@ def test_answers_do_not_change_with_the_next_photo(network: Any) -> None:
     answers = []
     for seed in range(4):
         given = {"photo_l": torch.from_numpy(photo(1, 1, 64, 64, seed=seed))}
-        answers.append((given, large.run(given, ["restored_l"])["restored_l"]))
+        answers.append((given, large.run(given, ["repaired_l"])["repaired_l"]))
     for given, answer in answers:
-        assert compare(large.step(given)["restored_l"].numpy(), answer).max_abs <= 1e-6
+        assert compare(large.step(given)["repaired_l"].numpy(), answer).max_abs <= 1e-6
 
 
 def test_a_gpu_that_is_not_there_is_one_line(module: ModuleType) -> None:

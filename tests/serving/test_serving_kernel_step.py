@@ -11,10 +11,11 @@ import torch
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from pikfix.export import Manifest, contract, export_checkpoint
+from pikfix.export import Manifest, export_checkpoint
 from pikfix.export import onnx as onnx_export
 from pikfix.networks import load_checkpoint
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.base import Step
 
 pytestmark = pytest.mark.serving
 
@@ -25,10 +26,8 @@ def server(
 ) -> Iterator[RunningServer]:
     source, _ = exported
 
-    def copied(module: object, model: contract.Model, path: Path, *, runtime: str) -> None:
-        # Beside its own file, `restore` has others, each named after what it computes.
-        step = model.name if model.name in contract.SUBNETS else "restore"
-        path.write_bytes((source / step / "1" / path.name).read_bytes())
+    def copied(module: object, model: Step, path: Path, *, runtime: str) -> None:
+        path.write_bytes((source / model.name / "1" / path.name).read_bytes())
 
     repository = tmp_path_factory.mktemp("kernel") / "model_repository"
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,20 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+from pikfix_steps import NETWORKS
 
 from pikfix.serving import embedded, launcher, preflight, rundir
 from pikfix.serving.arguments import Arguments, Endpoint
 from pikfix.serving.errors import ServingError
 
+COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
+
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     """Just enough files to look exported."""
-    for name in (*preflight.SUB_NETS, "pikfix"):
+    for name in NETWORKS:
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "config.pbtxt").touch()
-        if name != "pikfix":
-            (tmp_path / name / "1/model.onnx").touch()
+        (tmp_path / name / "1/model.onnx").touch()
+    shutil.copytree(COMMITTED / "pikfix", tmp_path / "pikfix")
     (tmp_path / "manifest.json").write_text("{}")
     return tmp_path
 
@@ -42,7 +46,7 @@ def test_complete_repository_passes(exported):
     preflight.check_repository(str(exported))
 
 
-@pytest.mark.parametrize("missing", preflight.SUB_NETS)
+@pytest.mark.parametrize("missing", NETWORKS)
 def test_sub_net_never_exported(exported, missing):
     (exported / missing / "1/model.onnx").unlink()
     with pytest.raises(ServingError) as error:
@@ -54,10 +58,9 @@ def test_sub_net_never_exported(exported, missing):
 
 
 def test_clean_clone_has_steps_but_no_sub_nets(tmp_path):
-    for name in ("decode_photo", "encode_photo"):
-        (tmp_path / name / "1").mkdir(parents=True)
-        (tmp_path / name / "1/model.py").touch()
-    with pytest.raises(ServingError, match="no exported restore, similarity, colorize"):
+    for name in ("decode_photo", "encode_photo", "pikfix", "pikfix_photo"):
+        shutil.copytree(COMMITTED / name, tmp_path / name)
+    with pytest.raises(ServingError, match="no exported restore, tone, similarity, colorize"):
         preflight.check_repository(str(tmp_path))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from pikfix_steps import inference_step
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
@@ -20,7 +21,6 @@ from pikfix.export import export_checkpoint, exporter
 from pikfix.export.parity import CASES
 from pikfix.export.runtimes import pytorch
 from pikfix.networks import load_checkpoint
-from pikfix.networks.inference import InferenceStep
 from pikfix.serving.errors import ServingError
 from pikfix.serving.server import RunningServer, start_server
 
@@ -83,7 +83,7 @@ def test_tiles_equal_the_whole(server: RunningServer, checkpoint: Path) -> None:
     assert image.size > TILE_PIXELS
     with grpc.InferenceServerClient(server.grpc_url) as client:
         answer = client.infer("restore", tensors(photo_l=image))
-    step = InferenceStep(load_checkpoint(checkpoint), "restore", "bf16")
+    step = inference_step(load_checkpoint(checkpoint), "restore", "bf16")
     whole = step({"photo_l": torch.from_numpy(image)})
     # A tile's place in memory may change the order of a sum: one unit in the last of 8 bits.
     for name, value in whole.items():

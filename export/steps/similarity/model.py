@@ -32,8 +32,8 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from pikfix.inference import reduced_similarity
 from pikfix.networks import SIDE_MULTIPLE, load_checkpoint
-from pikfix.networks.inference import reduced_similarity
 from pikfix.photos import PhotoError
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import check_deadline

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
@@ -43,16 +42,6 @@ from pikfix.serving.network_step import (
 # Inputs of more elements than this end with the session's and malloc's free memory handed back:
 # one large photo must not decide what the process holds for the rest of its life.
 SHRINK_ELEMENTS = 1_000_000
-
-WHOLE_MODEL = "whole.onnx"
-"""Takes photos and, by the name of `MENDED`, their joined tiles to what the model answers."""
-
-MENDED = "mended_l"
-
-WHOLE = "whole"
-"""An input with a default, to be 0 for tiles; a model that does the same for both lacks it."""
-
-_TILE = np.zeros(1, np.float32)
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
@@ -97,23 +86,18 @@ class Network:
         self.options = session_options(config)
         path = version_dir / (config.get("default_model_filename") or "model.onnx")
         self._providers = providers(kind, device_id)
-        self._session = self._open(path)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; run `pikfix export` again")
+        self._session = ort.InferenceSession(str(path), self.options, providers=self._providers)
         self.on_gpu = len(self._providers) > 1
         self._arena = f"gpu:{device_id}" if self.on_gpu else "cpu:0"
         self._uses_arena = self.options.enable_cpu_mem_arena or self.on_gpu
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
         self.tiling = tiling_of(config)
-        defaults = [node.name for node in self._session.get_overridable_initializers()]
-        self._of_tile = {WHOLE: _TILE} if WHOLE in defaults else {}
-        self._whole: ort.InferenceSession | None = None
-        if self.tiling is not None:
-            self._whole = self._open(version_dir / WHOLE_MODEL)
-
-    def _open(self, path: Path) -> ort.InferenceSession:
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; run `pikfix export` again")
-        return ort.InferenceSession(str(path), self.options, providers=self._providers)
+        if self.tiling is not None and len(self.outputs) > 1:
+            # Of a version that set the tone in the same network, which no tile can tell.
+            raise ValueError(f"{path} has several outputs in tiles; run `pikfix export` again")
 
     def run(
         self,
@@ -129,7 +113,7 @@ class Network:
         try:
             image = inputs[self.inputs[0]]
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
-                return self._run_in_tiles(image, outputs, options, before_tile)
+                return self._run_in_tiles(image, options, before_tile)
             return dict(zip(outputs, self._session.run(outputs, inputs, options), strict=True))
         finally:
             if large:
@@ -138,20 +122,17 @@ class Network:
     def _run_in_tiles(
         self,
         image: Array,
-        outputs: list[str],
         options: ort.RunOptions,
         before_tile: Callable[[], None],
     ) -> dict[str, Array]:
-        assert self.tiling is not None and self._whole is not None
+        assert self.tiling is not None
 
         def run(tile: Array) -> Array:
-            given = {self.inputs[0]: tile, **self._of_tile}
+            given = {self.inputs[0]: tile}
             done: Array = self._session.run([self.outputs[0]], given, options)[0]
             return done
 
-        joined = run_tiled(run, image, self.tiling, before_tile)
-        given = {self.inputs[0]: image, MENDED: joined}
-        return dict(zip(outputs, self._whole.run(outputs, given, options), strict=True))
+        return {self.outputs[0]: run_tiled(run, image, self.tiling, before_tile)}
 
 
 class TritonPythonModel(NetworkStep):

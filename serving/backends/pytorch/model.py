@@ -2,7 +2,7 @@
 
 For the server embedded in nvidia-pytriton, which carries the python backend alone. The version
 directory holds one sub-net's weights in safetensors, as `pikfix export --runtime pytorch` writes
-them; the arithmetic is the inference form of `pikfix.networks.inference`, in the dtype of the
+them; the arithmetic is the inference form of `pikfix.inference`, in the dtype of the
 weights. The server's Python needs torch and pikfix.
 
 An instance of KIND_GPU computes on the GPU that the server gives it, in CUDA graphs. One of
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from pikfix.networks.inference import keep_free_memory, load_step
+from pikfix.inference import keep_free_memory, load_step
 from pikfix.serving.cores import SharedCores
 from pikfix.serving.device_network import DeviceNetwork, DeviceTensors, device_of
 from pikfix.serving.network_step import (
@@ -91,22 +91,18 @@ class Network:
         try:
             image = inputs[self.inputs[0]]
             if self.tiling is not None and image.size > self.tiling.pixels * image.shape[1]:
-                mended = run_tiled(self._mend_tile, image, self.tiling, before_tile)
-                # The tone and working_l depend on the whole picture, not on one tile.
-                answers = self._compute(
-                    self.step.finished, torch.from_numpy(image), torch.from_numpy(mended)
-                )
-            else:
-                tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-                answers = self._compute(self.step, tensors)
+                return {self.outputs[0]: run_tiled(self._tile, image, self.tiling, before_tile)}
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            answers = self._compute(self.step, tensors)
             return {name: answers[name].numpy() for name in outputs}
         finally:
             if sum(array.size for array in inputs.values()) > SHRINK_ELEMENTS:
                 return_free_memory()
 
-    def _mend_tile(self, tile: Array) -> Array:
-        mended: Array = self._compute(self.step.mended, torch.from_numpy(tile)).numpy()
-        return mended
+    def _tile(self, tile: Array) -> Array:
+        answers = self._compute(self.step, {self.inputs[0]: torch.from_numpy(tile)})
+        done: Array = answers[self.outputs[0]].numpy()
+        return done
 
     def _compute(self, function: Callable[..., Any], *given: Any) -> Any:
         with self.threads() as threads:

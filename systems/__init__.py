@@ -1,0 +1,1 @@
+"""Systems, one per paper: what each is made of, for all that exports, serves or trains it."""

@@ -1,0 +1,35 @@
+"""The declaration of Pik-Fix."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pikfix.networks import PikFix, PikFixConfig, to_working
+from pikfix.systems.base import Case, System
+from pikfix.systems.pikfix.samples import aged, photo_like_lab
+from pikfix.systems.pikfix.steps import ENSEMBLES, NAME, PYTHON_STEPS, steps
+
+
+def sample_inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
+    """Draw photo_l and reference_lab, and the working_l of an unrestored photo."""
+    photos = torch.stack([photo_like_lab(rng, *case.photo)[:1] for _ in range(case.batch)])
+    references = torch.stack(
+        [
+            torch.stack([photo_like_lab(rng, *case.reference) for _ in range(case.references)])
+            for _ in range(case.batch)
+        ]
+    )
+    photo_l = aged(rng, photos)
+    return {"photo_l": photo_l, "reference_lab": references, "working_l": to_working(photo_l)}
+
+
+SYSTEM = System(
+    name=NAME,
+    config_type=PikFixConfig,
+    build=PikFix,
+    steps=steps,
+    python_steps=PYTHON_STEPS,
+    ensembles=ENSEMBLES,
+    sample_inputs=sample_inputs,
+)
