@@ -1,4 +1,4 @@
-"""config.pbtxt files, built as protobuf messages from the tensor contract."""
+"""config.pbtxt files, built as protobuf messages from what a system declares."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _rename_tensors(entry: pb.ModelEnsembling.Step, model: Model, message: pb.Mo
 
 def render(message: pb.ModelConfig) -> str:
     """A message as the text of a config.pbtxt."""
-    header = "# Written by `pikfix export` from the tensor contract; change it there.\n"
+    header = "# Written by `pikfix export` from what the system declares; change it there.\n"
     text: str = text_format.MessageToString(message)
     return header + text
 
