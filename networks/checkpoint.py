@@ -26,18 +26,20 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    model: PikFix,
+    model: Any,
     path: str | Path,
     metadata: dict[str, str] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    system: str = DEFAULT_SYSTEM,
 ) -> None:
     """Write `model` with its configuration; the file appears whole or not at all.
 
     Args:
-        model: what to write, from any device.
+        model: what to write, from any device; a module with the attribute `config`.
         path: the file, `.safetensors` by convention.
         metadata: further facts to store, such as how it was trained.
+        system: whose model it is.
         dtype: what floating-point weights are stored as; their own type when None. float16 halves
             the file; loading gives float32 again.
 
@@ -53,7 +55,7 @@ def save_checkpoint(
         **(metadata or {}),
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "system": DEFAULT_SYSTEM,
+        "system": system,
         "config": json.dumps(model.config.to_dict()),
     }
     write_tensors(tensors, path, header)

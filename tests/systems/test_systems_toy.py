@@ -1,0 +1,90 @@
+"""A system that nothing but its own folder and the registry knows is exported and served."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tritonclient import grpc
+
+from pikfix.export import export_checkpoint
+from pikfix.export.calibration import measure_ranges, samples
+from pikfix.networks import save_checkpoint
+from pikfix.serving.server import start_server
+from pikfix.systems import registry
+from pikfix.systems.base import TensorSpec
+from pikfix.systems.checkpoint import Loaded, load
+from pikfix.systems.registry import system_of
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkpoint of the toy system, which is registered as long as the test runs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setitem(registry.SYSTEMS, "toy", "toy_system")
+    system = system_of("toy")
+    torch.manual_seed(0)
+    path = tmp_path / "toy.safetensors"
+    save_checkpoint(system.build(system.config_type(channels=3)), path, system="toy")
+    yield path
+    sys.modules.pop("toy_system", None)
+
+
+def expected(loaded: Loaded, photo: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        bright = loaded.model.brighten(torch.from_numpy(photo)).numpy()  # type: ignore[operator]
+    return bright - bright.mean(axis=(2, 3), keepdims=True)
+
+
+def test_a_checkpoint_names_its_system(toy: Path) -> None:
+    loaded = load(toy)
+    assert (loaded.system.name, loaded.config.channels) == ("toy", 3)
+    assert [step.name for step in loaded.steps] == ["brighten", "level"]
+
+
+def test_ranges_are_measured_in_every_step(toy: Path) -> None:
+    loaded = load(toy)
+    found = measure_ranges(loaded.system, loaded.model, samples(loaded.system))
+    assert set(found) == {"brighten", "level"}
+    assert {name: tuple(v.shape) for name, v in found["brighten"].items()} == {
+        "0": (2, 1),
+        "2": (2, 3),
+    }
+
+
+@pytest.mark.serving
+def test_it_is_exported_and_served_in_tiles(toy: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    manifest = export_checkpoint(toy, repository)
+    assert manifest.checkpoint["system"] == "toy"
+    assert set(manifest.models) == {"brighten", "level"}
+    config = repository / "brighten" / "config.pbtxt"
+    text = config.read_text()
+    assert '"1048576"' in text
+    config.write_text(text.replace('"1048576"', '"6400"'))  # tiles of 80 x 80
+    photo = np.random.default_rng(1).uniform(-1, 1, (2, 1, 150, 130)).astype(np.float32)
+    given = grpc.InferInput("photo_l", list(photo.shape), "FP32")
+    given.set_data_from_numpy(photo)
+    with start_server(repository) as server, grpc.InferenceServerClient(server.grpc_url) as client:
+        answer = client.infer("toy", [given]).as_numpy("level_l")
+    np.testing.assert_allclose(answer, expected(load(toy), photo), atol=1e-5)
+
+
+def test_a_system_that_is_not_there_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(registry.SYSTEMS, "toy")
+    with pytest.raises(
+        ValueError, match="no system 'toy'; this version has: pikfix; update pikfix"
+    ):
+        load(toy)
+
+
+def test_symbols_have_sizes() -> None:
+    tensor = TensorSpec("warped", (6, "h/4", "w/8"))
+    assert tensor.dims == (6, -1, -1)
+    assert tensor.sized({"h": 96, "w": 64}) == (6, 24, 8)
+    with pytest.raises(KeyError):
+        tensor.sized({"h": 96})
