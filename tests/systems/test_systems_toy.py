@@ -65,7 +65,7 @@ def test_it_is_exported_and_served_in_tiles(toy: Path, tmp_path: Path) -> None:
     config = repository / "brighten" / "config.pbtxt"
     text = config.read_text()
     assert '"1048576"' in text
-    config.write_text(text.replace('"1048576"', '"6400"'))  # tiles of 80 x 80
+    config.write_text(text.replace('"1048576"', '"10000"'))  # tiles of 100 x 100
     photo = np.random.default_rng(1).uniform(-1, 1, (2, 1, 150, 130)).astype(np.float32)
     given = grpc.InferInput("photo_l", list(photo.shape), "FP32")
     given.set_data_from_numpy(photo)
