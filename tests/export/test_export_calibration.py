@@ -101,7 +101,7 @@ def test_the_command_measures_photos_and_names_what_it_skips(
     measured = load_ranges(own)
     assert measured is not None
     # L in [-1, 1] reaches the first convolution as it is.
-    assert float(measured["restore"]["levels.0.head"].abs().max()) <= 1
+    assert float(measured["restore"]["restoration.levels.0.head"].abs().max()) <= 1
 
     (photos / "0.png").unlink()
     (photos / "1.png").unlink()
