@@ -192,9 +192,9 @@ def test_a_scans_border_comes_back_bit_for_bit(
     border = ~np.asarray(polygon.filter(ImageFilter.MaxFilter(3)))
     assert border.mean() > 0.3
     np.testing.assert_array_equal(result[border], np.repeat(scan[border][:, None], 3, axis=1))
-    # The photo is restored and coloured, to a rim where it mixes with the paper.
+    # The photo came from the networks, of random weights here, to a rim where it mixes with paper.
     core = np.asarray(polygon.filter(ImageFilter.MinFilter(9)))
-    assert (result[core].max(axis=1) != result[core].min(axis=1)).mean() > 0.9
+    assert (result[core] != scan[core][:, None]).any(axis=1).mean() > 0.9
     assert line["status"] == "restored"
     assert line["report"]["photo"]["rectangle"] is not None
     assert any("has a border, which is left" in one for one in line["report"]["warnings"])
