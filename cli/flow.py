@@ -65,14 +65,14 @@ class Flow:
         client: the connection, which repeats nothing by itself.
         limit: photos in flight at most; falls to what the server takes, and rises again.
         timeout: seconds given to each attempt.
-        patience: seconds to wait for a server that went away.
+        reconnect_timeout: seconds to wait for a server that went away.
         notice: called with a line where that takes more than a moment.
     """
 
     client: AsyncPikFixClient
     limit: int
     timeout: float
-    patience: float
+    reconnect_timeout: float
     notice: Callable[[str], None]
     _most: int = field(init=False)
     _places: list[_Place] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Flow:
         tries.refused_since = tries.refused_since or now
         # While other photos of the run are answered, places become free.
         since = max(tries.refused_since, self._answered_at)
-        if now - since > max(self.timeout, self.patience):
+        if now - since > max(self.timeout, self.reconnect_timeout):
             raise error
         pause = pause_before_room(error, tries.refusals)
         tries.refusals += 1
@@ -204,13 +204,13 @@ class Flow:
                     error, (ModelNotFoundError, DeadlineExceededError)
                 )
                 waited = time.monotonic() - start
-                if not expected or waited > self.patience:
+                if not expected or waited > self.reconnect_timeout:
                     raise
                 if waited > _MENTIONED_AFTER_S and not told:
                     told = True
                     self.notice(
-                        f"pikfix: the server does not answer; waiting up to {self.patience:g} s "
-                        "for it to come back"
+                        "pikfix: the server does not answer; waiting up to "
+                        f"{self.reconnect_timeout:g} s for it to come back"
                     )
                 gone = True
             else:

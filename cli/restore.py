@@ -30,7 +30,7 @@ from pikfix.client import AsyncPikFixClient, Retry
 from pikfix.photos import read_picture_file
 
 # A supervised server needs this long to load its models again.
-_PATIENCE = 120.0
+_RECONNECT_TIMEOUT = 120.0
 
 
 class Format(str, Enum):
@@ -185,7 +185,7 @@ def command(
         timeout=timeout,
         in_flight=jobs,
         overwrite=overwrite,
-        patience=_PATIENCE,
+        reconnect_timeout=_RECONNECT_TIMEOUT,
     )
     _check_place(plan, out)
     client = _client(url)
@@ -208,7 +208,7 @@ def command(
             if reporter.unheard:
                 reporter.complain("pikfix: stopped, as nobody reads the output any more")
             reporter.summarize(plan.describe_left_out())
-        if run.hopeless is not None and reporter.count("unfinished"):
+        if run.fatal_error is not None and reporter.count("unfinished"):
             reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
     code = _exit_code(run, reporter)
     if code != SUCCESS:

@@ -31,7 +31,7 @@ from pikfix.client import (
 )
 from pikfix.photos import read_picture_file
 
-# After one of these, once patience has ended, no later photo can fare better.
+# After one of these, once the wait for a server has ended, no later photo can fare better.
 _HOPELESS = (
     ServerUnreachableError,
     ServerNotReadyError,
@@ -142,7 +142,7 @@ class Settings:
         timeout: seconds per photo and attempt.
         in_flight: photos at a time, at most.
         overwrite: replace results that exist.
-        patience: seconds to wait for a server that went away.
+        reconnect_timeout: seconds to wait for a server that went away.
     """
 
     references: References
@@ -153,7 +153,7 @@ class Settings:
     timeout: float = 300.0
     in_flight: int = 2
     overwrite: bool = False
-    patience: float = 0.0
+    reconnect_timeout: float = 0.0
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Run:
         notice: called with a line about what the run waits for.
         begun: whether `over` was called.
         interrupted: whether SIGINT or SIGTERM ended it.
-        hopeless: the error that ended it early.
+        fatal_error: the error that ended it early.
     """
 
     settings: Settings
@@ -174,7 +174,7 @@ class Run:
     notice: Callable[[str], None] = lambda line: None
     begun: bool = False
     interrupted: bool = False
-    hopeless: Exception | None = None
+    fatal_error: Exception | None = None
     _stopping: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -192,12 +192,14 @@ class Run:
                 outcome = await self._one(job, flow)
                 done.add(job)
                 if _is_hopeless(outcome.error):
-                    self.hopeless = outcome.error
+                    self.fatal_error = outcome.error
                     self._stop()
                 self._tell(outcome)
 
         count = min(self.settings.in_flight, len(jobs))
-        flow = Flow(client, count, self.settings.timeout, self.settings.patience, self.notice)
+        flow = Flow(
+            client, count, self.settings.timeout, self.settings.reconnect_timeout, self.notice
+        )
         self._tasks = [asyncio.create_task(work()) for _ in range(count)]
         with self._signals():
             results = await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -24,11 +24,13 @@ def _op(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Autocast would turn the float32 products inside into bfloat16 ones.
     with torch.autocast("cpu", enabled=False):
-        return correlation_warp_cpu.forward(query, key, values, temperature, key_mask, wide=wide)
+        return correlation_warp_cpu.forward(
+            query, key, values, temperature, key_mask, fp32_output=fp32_output
+        )
 
 
 @_op.register_kernel("cuda")
@@ -38,12 +40,14 @@ def _cuda(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Triton is imported where a GPU needs it: the CPU does without.
     from pikfix.kernels import correlation_warp_triton  # noqa: PLC0415
 
-    return correlation_warp_triton.forward(query, key, values, temperature, key_mask, wide=wide)
+    return correlation_warp_triton.forward(
+        query, key, values, temperature, key_mask, fp32_output=fp32_output
+    )
 
 
 @_op.register_fake
@@ -53,11 +57,11 @@ def _fake(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, _ = query.shape
     statistics = _statistics_dtype(query.dtype)
-    warped_dtype = torch.float32 if wide else values.dtype
+    warped_dtype = torch.float32 if fp32_output else values.dtype
     return (
         values.new_empty(batch, queries, values.shape[2], dtype=warped_dtype),
         query.new_empty(batch, queries, dtype=statistics),
@@ -270,8 +274,8 @@ def correlation_warp(
         )
     # The backward pass cancels with the warped values: it keeps them in float32.
     learning = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, values))
-    wide = learning and query.dtype in (torch.float16, torch.bfloat16)
+    fp32_output = learning and query.dtype in (torch.float16, torch.bfloat16)
     warped, confidence, _ = torch.ops.pikfix.correlation_warp(
-        query, key, values, float(temperature), key_mask, wide
+        query, key, values, float(temperature), key_mask, fp32_output
     )
     return warped.to(values.dtype), confidence

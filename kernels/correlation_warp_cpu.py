@@ -252,12 +252,12 @@ def forward(
     temperature: float,
     key_mask: Tensor | None,
     *,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Warped [B, N, D] (float32 if wide), confidence [B, N] and log-sum-exp [B, N]."""
+    """Warped [B, N, D] (float32 if fp32_output), confidence [B, N] and log-sum-exp [B, N]."""
     batch, queries, _ = query.shape
     statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
-    out_dtype = torch.float32 if wide else values.dtype
+    out_dtype = torch.float32 if fp32_output else values.dtype
     warped = values.new_zeros(batch, queries, values.shape[2], dtype=out_dtype)
     confidence = query.new_zeros(batch, queries, dtype=statistics)
     logsumexp = query.new_zeros(batch, queries, dtype=statistics)

@@ -265,7 +265,7 @@ def forward(
     *,
     tile: tiles.Tile,
     table: tiles.Table,
-    wide: bool = False,
+    fp32_output: bool = False,
     splits: int | None = None,
     launcher: tiles.Launcher = tiles.direct,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,7 +284,7 @@ def forward(
     splits = tiles.cdiv(keys, per_split)
     products = query.new_empty(splits, batch, queries, width, dtype=torch.float32)
     best, sums = (query.new_empty(splits, batch, queries, dtype=torch.float32) for _ in range(2))
-    out_dtype = torch.float32 if wide else values.dtype
+    out_dtype = torch.float32 if fp32_output else values.dtype
     warped = query.new_empty(batch, queries, width, dtype=out_dtype)
     confidence, logsumexp = (query.new_empty(batch, queries, dtype=torch.float32) for _ in range(2))
     half = query.dtype != torch.float32

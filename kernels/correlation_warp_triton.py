@@ -288,7 +288,7 @@ def forward(
     temperature: float,
     key_mask: Tensor | None,
     *,
-    wide: bool = False,
+    fp32_output: bool = False,
     tile: tiles.Tile | None = None,
     splits: int | None = None,
     launcher: tiles.Launcher = tiles.direct,
@@ -299,20 +299,27 @@ def forward(
     traced with symbolic sizes by a launcher that records them.
 
     Returns:
-        warped [B, N, D] in the dtype of values (float32 if wide), confidence and log-sum-exp
+        warped [B, N, D] in the dtype of values (float32 if fp32_output), confidence and log-sum-exp
         [B, N] in float32. Each in memory of its own: an operator's outputs may not overlap.
     """
     width: int | torch.SymInt = values.shape[2]
     if not isinstance(width, int):
         return _in_chunks(
-            query, key, values, temperature, key_mask, wide=wide, tile=tile, launcher=launcher
+            query,
+            key,
+            values,
+            temperature,
+            key_mask,
+            fp32_output=fp32_output,
+            tile=tile,
+            launcher=launcher,
         )
     # The width is compiled in. Rounded up, few kernels serve all widths.
     padding = -width % tiles.WIDTH_STEP
     if padding:
         values = F.pad(values, (0, padding))
     warped, confidence, logsumexp = _forward(
-        query, key, values, temperature, key_mask, wide, tile, splits, launcher
+        query, key, values, temperature, key_mask, fp32_output, tile, splits, launcher
     )
     return warped[..., :width].contiguous(), confidence, logsumexp
 
@@ -324,7 +331,7 @@ def _in_chunks(
     temperature: float,
     key_mask: Tensor | None,
     *,
-    wide: bool,
+    fp32_output: bool,
     tile: tiles.Tile | None,
     launcher: tiles.Launcher,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,7 +353,7 @@ def _in_chunks(
         folded,
         temperature,
         None if key_mask is None else repeated(key_mask),
-        wide,
+        fp32_output,
         tile,
         None,
         launcher,
@@ -365,7 +372,7 @@ def _forward(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None,
-    wide: bool,
+    fp32_output: bool,
     tile: tiles.Tile | None,
     splits: int | None,
     launcher: tiles.Launcher,
@@ -388,7 +395,7 @@ def _forward(
             key_mask,
             tile=tile,
             table=table,
-            wide=wide,
+            fp32_output=fp32_output,
             splits=splits,
             launcher=launcher,
         )
@@ -400,7 +407,7 @@ def _forward(
     splits = tiles.cdiv(keys, per_split)
     # A count that is not known yet has the general form, in which one split is also merged.
     partial = not isinstance(splits, int) or splits > 1
-    out_dtype = torch.float32 if wide else values.dtype
+    out_dtype = torch.float32 if fp32_output else values.dtype
     confidence, logsumexp = (
         query.new_empty(splits, batch, queries, dtype=torch.float32) for _ in range(2)
     )

@@ -77,12 +77,17 @@ def _scaled_scores(op: Any, query: Any, key: Any, temperature: float, key_mask: 
     return _masked_scores(op, scores, key_mask)
 
 
-def _widened(op: Any, warped: Any, wide: bool) -> Any:
-    return op.Cast(warped, to=1) if wide else warped
+def _widened(op: Any, warped: Any, fp32_output: bool) -> Any:
+    return op.Cast(warped, to=1) if fp32_output else warped
 
 
 def _matmul_chain(
-    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None, wide: bool = False
+    query: Any,
+    key: Any,
+    values: Any,
+    temperature: float,
+    key_mask: Any = None,
+    fp32_output: bool = False,
 ) -> tuple[Any, Any, Any]:
     op: Any = op18
     scores = _scaled_scores(op, query, key, temperature, key_mask)
@@ -90,7 +95,7 @@ def _matmul_chain(
     warped = op.MatMul(weights, _drop_masked(op, values, key_mask))
     best = _row_maximum(op, scores, key_mask)
     confidence = op.Mul(best, op.CastLike(op.Constant(value_float=temperature), best))
-    return _widened(op, warped, wide), confidence, _logsumexp(op, scores)
+    return _widened(op, warped, fp32_output), confidence, _logsumexp(op, scores)
 
 
 # The bodies take keys and values from outside, so that no block copies them.
@@ -118,7 +123,12 @@ def _logsumexp_blocks(blocks, key) -> FLOAT[...]:  # type: ignore[no-untyped-def
 
 
 def _in_blocks(
-    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None, wide: bool = False
+    query: Any,
+    key: Any,
+    values: Any,
+    temperature: float,
+    key_mask: Any = None,
+    fp32_output: bool = False,
 ) -> tuple[Any, Any, Any]:
     """The same numbers as `_matmul_chain`, in memory that is linear in queries and keys."""
     op: Any = op18
@@ -140,7 +150,7 @@ def _in_blocks(
         nothing = op.CastLike(op.Constant(value_float=0.0), best)
         best = op.Where(_any_key(op, key_mask), best, nothing)
     confidence = op.Mul(best, op.CastLike(op.Constant(value_float=temperature), best))
-    return _widened(op, restore(warped), wide), confidence, op.Squeeze(logsumexp, last)
+    return _widened(op, restore(warped), fp32_output), confidence, op.Squeeze(logsumexp, last)
 
 
 def _cut(op: Any, query: Any, key: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -170,7 +180,12 @@ def _cut(op: Any, query: Any, key: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _attention(
-    query: Any, key: Any, values: Any, temperature: float, key_mask: Any = None, wide: bool = False
+    query: Any,
+    key: Any,
+    values: Any,
+    temperature: float,
+    key_mask: Any = None,
+    fp32_output: bool = False,
 ) -> tuple[Any, Any, Any]:
     op: Any = op23
     axis = op.Constant(value_ints=[1])
@@ -194,7 +209,7 @@ def _attention(
     )
     scores = _masked_scores(op, op.MatMul(query, op.Transpose(key, perm=[0, 2, 1])), key_mask)
     scaled = op.Div(scores, op.CastLike(op.Constant(value_float=temperature), scores))
-    warped = _widened(op, op.Squeeze(attended, axis), wide)
+    warped = _widened(op, op.Squeeze(attended, axis), fp32_output)
     return warped, _row_maximum(op, scores, key_mask), _logsumexp(op, scaled)
 
 

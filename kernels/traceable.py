@@ -27,10 +27,10 @@ def _correlation_warp(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return correlation_warp_triton.forward(
-        query, key, values, temperature, key_mask, wide=wide, launcher=wrap_triton
+        query, key, values, temperature, key_mask, fp32_output=fp32_output, launcher=wrap_triton
     )
 
 

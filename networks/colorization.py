@@ -88,8 +88,8 @@ class Colorization(nn.Module):
         super().__init__()
         self.fusion = config.fusion
         self.entry = Entry()
-        self.doubtful_chroma = config.doubtful_chroma
-        self.doubtful_confidence = config.doubtful_confidence
+        self.low_confidence_chroma = config.low_confidence_chroma
+        self.low_confidence_range = config.low_confidence_range
         input_channels = 4 if self.fusion == "input_ab" else 1  # luminance; a, b and confidence
         self.stem = nn.Conv2d(input_channels, config.stem_channels, 7, padding=3)
         self.encoder = nn.ModuleList()
@@ -152,17 +152,17 @@ class Colorization(nn.Module):
         ab: Tensor = self.output(x)
         if self.training:
             return ab
-        if self.doubtful_chroma < 1:
-            ab = ab * self._trust(confidence[0]).to(ab.dtype)
+        if self.low_confidence_chroma < 1:
+            ab = ab * self._chroma_gain(confidence[0]).to(ab.dtype)
         return ab.clamp(-1, 1)
 
-    def _trust(self, confidence: Tensor) -> Tensor:
+    def _chroma_gain(self, confidence: Tensor) -> Tensor:
         """How much of the predicted chroma to believe, `[B, 1, 1, 1]`.
 
         A reference that shows the same things is matched with higher confidence than any other
         photo, and its colours are right; where there is none, muted colours err less.
         """
-        low, high = self.doubtful_confidence
+        low, high = self.low_confidence_range
         mean = confidence.float().mean(dim=(1, 2, 3), keepdim=True)
         share = ((mean - low) / (high - low)).clamp(0, 1)
-        return self.doubtful_chroma + (1 - self.doubtful_chroma) * share
+        return self.low_confidence_chroma + (1 - self.low_confidence_chroma) * share

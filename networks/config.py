@@ -13,6 +13,12 @@ Fusion = Literal["input_ab", "multi_scale_ab", "single_scale_histogram", "multi_
 PYRAMID_LEVELS = 4
 """Correlation scales and fusion points: 1/4, 1/8, 1/16 and 1/32 of the working size."""
 
+_RENAMED = {
+    "doubtful_chroma": "low_confidence_chroma",
+    "doubtful_confidence": "low_confidence_range",
+}
+"""Fields as checkpoints of version 0.1 name them."""
+
 
 @dataclass(frozen=True)
 class PikFixConfig:
@@ -35,10 +41,10 @@ class PikFixConfig:
     Colorization (sec. 3.4): `encoder_units` dense units per block with `growth` channels behind a
     1 x 1 convolution to `bottleneck`; `fusion_units` dense units per fusion module;
     `decoder_channels` and `decoder_units` from 1/16 up to full size. `fusion` is the ablation of
-    table 4. Where the mean confidence at the finest scale is below `doubtful_confidence` the
-    reference shows something else, and chroma is multiplied by `doubtful_chroma`; above that range
-    it is left as it is, and in between by what lies between. Both belong to trained features, and
-    are set after training.
+    table 4. Where the mean confidence at the finest scale is below `low_confidence_range` the
+    reference shows something else, and chroma is multiplied by `low_confidence_chroma`; above that
+    range it is left as it is, and in between by what lies between. Both belong to trained features,
+    and are set after training.
 
     Raises:
         ValueError: a field has a value that no network can be built from.
@@ -74,8 +80,8 @@ class PikFixConfig:
     fusion_units: int = 6
     decoder_channels: tuple[int, int, int, int, int] = (256, 256, 256, 128, 64)
     decoder_units: tuple[int, int, int, int, int] = (8, 8, 12, 6, 4)
-    doubtful_chroma: float = 1.0
-    doubtful_confidence: tuple[float, float] = (0.75, 0.85)
+    low_confidence_chroma: float = 1.0
+    low_confidence_range: tuple[float, float] = (0.75, 0.85)
 
     def __post_init__(self) -> None:
         if self.similarity not in get_args(SimilarityScales):
@@ -91,11 +97,11 @@ class PikFixConfig:
         for name in ("temperature", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
-        low, high = self.doubtful_confidence
-        if not 0 <= self.doubtful_chroma <= 1 or not low < high:
+        low, high = self.low_confidence_range
+        if not 0 <= self.low_confidence_chroma <= 1 or not low < high:
             raise ValueError(
-                f"doubtful_chroma is {self.doubtful_chroma} in {self.doubtful_confidence}: it must "
-                "be in [0, 1], and the confidences must rise"
+                f"low_confidence_chroma is {self.low_confidence_chroma} in "
+                f"{self.low_confidence_range}: it must be in [0, 1], and the confidences must rise"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be in [0, 1)")
@@ -146,6 +152,7 @@ class PikFixConfig:
         Raises:
             ValueError: unknown fields, or values that no network can be built from.
         """
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

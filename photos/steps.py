@@ -392,7 +392,7 @@ def take_notes(
     references: Sequence[Reference],
     *,
     library: bool,
-    why_none: str | None = None,
+    rejection_reason: str | None = None,
     content: Content | None = None,
 ) -> PhotoNotes:
     """Settle what becomes of a photo.
@@ -402,7 +402,7 @@ def take_notes(
         options: the client's.
         references: those to colorize with; none leaves the photo grey.
         library: whether references could have been chosen by the server.
-        why_none: why the server chose none from its library.
+        rejection_reason: why the server chose none from its library.
         content: what the picture holds; None: a photo alone.
 
     Returns:
@@ -426,7 +426,7 @@ def take_notes(
     if options.color and has_colours(part.pixels):
         warnings.append("the photo's own colours were not used: only its luminance is restored")
     if options.color and not references and not graphic:
-        suits = why_none or "its library has none that suits"
+        suits = rejection_reason or "its library has none that suits"
         where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
     colour = colorize or (graphic and photo.pixels.ndim == 3)

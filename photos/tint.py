@@ -34,7 +34,7 @@ class Tint:
     spread: float = 0.0
 
     @property
-    def why_colourless(self) -> str | None:
+    def rejection_reason(self) -> str | None:
         """Why the picture has no colours to speak of; None where it has."""
         if self.chroma < MIN_CHROMA:
             return "it is grey"
@@ -66,4 +66,4 @@ def has_colours(pixels: npt.NDArray[Any]) -> bool:
         step = 1
     # Averaged, since the noise of a colour sensor is no colour.
     small = np.asarray(Image.fromarray(pixels).reduce(step))
-    return tint_of(lab_planes(small)).why_colourless is None
+    return tint_of(lab_planes(small)).rejection_reason is None

@@ -44,7 +44,7 @@ def palette(lab: npt.NDArray[np.float32]) -> Palette:
     return found
 
 
-def by_agreement(palettes: npt.NDArray[Any]) -> list[int]:
+def consensus(palettes: npt.NDArray[Any]) -> list[int]:
     """Indices of palettes [N, 8], the one that agrees most with the others first.
 
     Equal ones, and one or two alone, keep their order.

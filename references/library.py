@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pikfix.references import fingerprint
-from pikfix.references.agreement import by_agreement
+from pikfix.references.agreement import consensus
 from pikfix.references.backbone import Backbone, load_backbone
 from pikfix.references.errors import LibraryError
 from pikfix.references.manifest import Entry, Manifest, read_manifest
@@ -33,7 +33,7 @@ CANDIDATES = 16
 DEFAULT_COUNT = 1
 """References that a photo gets where nothing else is asked for; more of those whose colours agree
 are no better (benchmarks/results/reference-choice.md), and cost as much time each."""
-BESIDE_THE_BEST = 0.8
+MIN_SCORE_RATIO = 0.8
 """Part of the best score that a further reference needs. Every position of every reference takes
 part in the match; one that shows something else only dilutes the colours of the one that suits."""
 
@@ -213,9 +213,9 @@ def suitable(ranked: Sequence[Match], threshold: float) -> list[Match]:
     """
     if not ranked or ranked[0].score < threshold:
         return []
-    least = max(threshold, BESIDE_THE_BEST * ranked[0].score)
+    least = max(threshold, MIN_SCORE_RATIO * ranked[0].score)
     kept = [match for match in ranked[:CANDIDATES] if match is ranked[0] or match.score >= least]
-    return [kept[i] for i in by_agreement(np.array([match.palette for match in kept]))]
+    return [kept[i] for i in consensus(np.array([match.palette for match in kept]))]
 
 
 def describe(backbone: Backbone, picture: Picture) -> tuple[Tensor, Tensor]:

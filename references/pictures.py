@@ -40,7 +40,7 @@ class Picture:
     @property
     def why_unfit(self) -> str | None:
         """Why the picture has no colours to give; None where it has."""
-        return self.tint.why_colourless
+        return self.tint.rejection_reason
 
 
 def reduce_picture(pixels: npt.NDArray[Any]) -> Picture:

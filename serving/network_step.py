@@ -214,7 +214,7 @@ def threads_per_instance(config: dict[str, Any]) -> int:
     return threads or max(1, available_cores() // max(1, instances))
 
 
-def give_way(config: dict[str, Any]) -> None:
+def lower_priority(config: dict[str, Any]) -> None:
     """Lower this process's priority by the config's `nice`, before it starts threads.
 
     Steps that come late in an ensemble go first on a busy CPU: what has been worked on is

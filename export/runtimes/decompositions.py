@@ -24,7 +24,7 @@ def _correlation_warp(
     values: Tensor,
     temperature: float,
     key_mask: Tensor | None = None,
-    wide: bool = False,
+    fp32_output: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     correlation = query.float() @ key.float().transpose(1, 2)
     empty = None
@@ -38,7 +38,7 @@ def _correlation_warp(
         weights = weights.masked_fill(empty[..., None], 0)
         confidence, logsumexp = (t.masked_fill(empty, 0) for t in (confidence, logsumexp))
     warped = weights @ values.float()
-    return warped if wide else warped.to(values.dtype), confidence, logsumexp
+    return warped if fp32_output else warped.to(values.dtype), confidence, logsumexp
 
 
 WARP: Any = torch.ops.pikfix.correlation_warp.default

@@ -179,7 +179,7 @@ def test_what_does_not_pass_is_sent_once(batch, server, fake, text):
 def test_patience_ends(batch, server, fake, monkeypatch):
     from pikfix.cli import restore
 
-    monkeypatch.setattr(restore, "_PATIENCE", 0.3)
+    monkeypatch.setattr(restore, "_RECONNECT_TIMEOUT", 0.3)
     fake.fails(server, grpc.StatusCode.UNAVAILABLE, QUEUE)
     start = time.monotonic()
     code, found, err = batch(3, "--timeout", "0.5")
@@ -191,7 +191,7 @@ def test_patience_ends(batch, server, fake, monkeypatch):
 def test_a_server_that_stays_away_ends_the_run(batch, server, fake, monkeypatch):
     from pikfix.cli import restore
 
-    monkeypatch.setattr(restore, "_PATIENCE", 0.5)
+    monkeypatch.setattr(restore, "_RECONNECT_TIMEOUT", 0.5)
     monkeypatch.setattr(flow, "_MENTIONED_AFTER_S", 0.1)
 
     def vanish(request, context):

@@ -252,8 +252,8 @@ def test_inductor_is_given_the_kernels_themselves_for_a_gpu(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("wide", [False, True])
-def test_the_decomposed_warp_is_the_operator(masked: bool, wide: bool) -> None:
+@pytest.mark.parametrize("fp32_output", [False, True])
+def test_the_decomposed_warp_is_the_operator(masked: bool, fp32_output: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     query, key = (torch.randn(2, n, 16, generator=generator) for n in (40, 30))
     query, key = (torch.nn.functional.normalize(t, dim=-1) for t in (query, key))
@@ -261,8 +261,8 @@ def test_the_decomposed_warp_is_the_operator(masked: bool, wide: bool) -> None:
     mask = torch.rand(2, 30, generator=generator) < 0.5 if masked else None
     if mask is not None:
         mask[1] = False
-    expected = WARP(query, key, values, 0.05, mask, wide)
-    actual = DECOMPOSITIONS[WARP](query, key, values, 0.05, mask, wide)
+    expected = WARP(query, key, values, 0.05, mask, fp32_output)
+    actual = DECOMPOSITIONS[WARP](query, key, values, 0.05, mask, fp32_output)
     for one, other in zip(expected, actual, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)

@@ -196,7 +196,7 @@ def check_backward(kit, inputs, dtype, limit, *, key_mask=None, power=-4, checke
     rounded = [tensor.to(dtype) for tensor in inputs]
     query, key, values, moved_mask = on_device([*rounded, key_mask])
     warped, _, logsumexp = correlation_warp_triton.forward(
-        query, key, values, 0.01, moved_mask, wide=True, tile=small_tile("forward"), splits=1
+        query, key, values, 0.01, moved_mask, fp32_output=True, tile=small_tile("forward"), splits=1
     )
     exact = [tensor.double().requires_grad_() for tensor in rounded]
     expected = naive.correlation_warp(*exact, 0.01, key_mask)

@@ -24,7 +24,7 @@ def test_colours_of_a_doubtful_reference_are_muted(
     tiny: PikFix, tiny_config: PikFixConfig, mean: float, factor: float
 ) -> None:
     torch.nn.init.normal_(tiny.colorization.output.weight, std=0.005)
-    muted = PikFix(dataclasses.replace(tiny_config, doubtful_chroma=0.4)).eval()
+    muted = PikFix(dataclasses.replace(tiny_config, low_confidence_chroma=0.4)).eval()
     muted.load_state_dict(tiny.state_dict())
     luminance = torch.rand(1, 1, 64, 64) * 2 - 1
     warped, confidence = maps(tiny_config, mean)
@@ -37,7 +37,9 @@ def test_colours_of_a_doubtful_reference_are_muted(
     torch.testing.assert_close(prediction, full, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fields", [{"doubtful_chroma": 1.2}, {"doubtful_confidence": (0.9, 0.9)}])
+@pytest.mark.parametrize(
+    "fields", [{"low_confidence_chroma": 1.2}, {"low_confidence_range": (0.9, 0.9)}]
+)
 def test_impossible_doubt_is_refused(tiny_config: PikFixConfig, fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="doubtful_chroma"):
+    with pytest.raises(ValueError, match="low_confidence_chroma"):
         dataclasses.replace(tiny_config, **fields)  # type: ignore[arg-type]

@@ -82,3 +82,10 @@ def test_configuration_survives_json() -> None:
         assert PikFixConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="widht"):
         PikFixConfig.from_dict({"widht": 3})
+
+
+def test_fields_of_earlier_checkpoints_keep_their_meaning() -> None:
+    old = {"doubtful_chroma": 0.5, "doubtful_confidence": [0.6, 0.7]}
+    config = PikFixConfig.from_dict(old)
+    assert (config.low_confidence_chroma, config.low_confidence_range) == (0.5, (0.6, 0.7))
+    assert not set(old) & set(config.to_dict())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage import color
 
-from pikfix.references.agreement import BANDS, by_agreement, palette
+from pikfix.references.agreement import BANDS, consensus, palette
 from pikfix.references.library import CANDIDATES, Match, suitable
 from pikfix.references.pictures import reduce_luminance, reduce_picture
 
@@ -51,7 +51,7 @@ def test_the_geometric_median_comes_first_and_an_outlier_last():
     palettes = centre + 0.1 * rng.normal(size=(9, 8))
     palettes[4] = centre
     palettes[7] = centre + 3
-    order = by_agreement(palettes)
+    order = consensus(palettes)
     assert sorted(order) == list(range(9))
     assert order[0] == 4
     assert order[-1] == 7
@@ -59,7 +59,7 @@ def test_the_geometric_median_comes_first_and_an_outlier_last():
 
 @pytest.mark.parametrize("palettes", [np.zeros((0, 8)), np.eye(2, 8), np.zeros((5, 8))])
 def test_where_colours_decide_nothing_the_order_stays(palettes):
-    assert by_agreement(palettes) == list(range(len(palettes)))
+    assert consensus(palettes) == list(range(len(palettes)))
 
 
 def test_only_the_best_candidates_agree_about_the_first():

@@ -23,8 +23,8 @@ def wanted(library, pixels):
 
 def test_chooses_what_suits_best(built, samples):
     choose = LibraryChooser(built[0], count=2)
-    chosen, why_none = choose(samples["coffee_1.png"])
-    assert why_none is None
+    chosen, rejection_reason = choose(samples["coffee_1.png"])
+    assert rejection_reason is None
     assert [one.match.name for one in chosen] == [
         match.name for match in wanted(choose.library, samples["coffee_1.png"])[:2]
     ]
@@ -35,13 +35,13 @@ def test_chooses_what_suits_best(built, samples):
 def test_below_the_threshold_nothing_is_chosen_unless_forced(library, samples):
     set_threshold(library, 0.99)
     choose = LibraryChooser(library, count=3)
-    chosen, why_none = choose(samples["coffee_1.png"])
+    chosen, rejection_reason = choose(samples["coffee_1.png"])
     assert chosen == []
-    assert "none that suits" in why_none
-    assert "0.990 is needed" in why_none
-    forced, why_none = choose(samples["coffee_1.png"], force=True)
+    assert "none that suits" in rejection_reason
+    assert "0.990 is needed" in rejection_reason
+    forced, rejection_reason = choose(samples["coffee_1.png"], force=True)
     assert len(forced) == 3
-    assert why_none is None
+    assert rejection_reason is None
 
 
 def test_only_the_suitable_ones_of_several_are_chosen(library, samples):
@@ -59,17 +59,17 @@ def test_a_picture_that_went_bad_is_passed_over(tmp_path, pictures, checkpoint, 
     chosen, _ = choose(samples["chelsea_1.png"])
     assert [one.match.name for one in chosen] == [first.name, third.name]
     shutil.rmtree(pictures)
-    chosen, why_none = choose(samples["chelsea_1.png"])
+    chosen, rejection_reason = choose(samples["chelsea_1.png"])
     assert chosen == []
-    assert "none of the library's pictures is in" in why_none
+    assert "none of the library's pictures is in" in rejection_reason
 
 
 def test_a_library_of_copies_only_has_no_reference(tmp_path, built, checkpoint, samples):
     (tmp_path / "one").mkdir()
     shutil.copy(built[1] / "coffee_0.png", tmp_path / "one")
     build_library(tmp_path / "one", tmp_path / "library", backbone=checkpoint)
-    chosen, why_none = LibraryChooser(tmp_path / "library")(samples["coffee_0.png"])
-    assert (chosen, why_none) == ([], "its library has no other picture")
+    chosen, rejection_reason = LibraryChooser(tmp_path / "library")(samples["coffee_0.png"])
+    assert (chosen, rejection_reason) == ([], "its library has no other picture")
 
 
 def test_cache_keeps_the_last_used_and_sees_changes(built, tmp_path, samples):

@@ -177,13 +177,18 @@ class TritonPythonModel:
         part = part_to_restore(photo, content)
         if content.kind == "graphic":
             references = []
-        why_none: str | None = None
+        rejection_reason: str | None = None
         wanted = options.color and content.kind == "photo"
         if wanted and not references and self.choose_references is not None:
-            references, why_none = self.choose_references(part, options)
+            references, rejection_reason = self.choose_references(part, options)
         library = self.choose_references is not None
         notes = take_notes(
-            photo, options, references, library=library, why_none=why_none, content=content
+            photo,
+            options,
+            references,
+            library=library,
+            rejection_reason=rejection_reason,
+            content=content,
         )
         return part, references, notes
 
@@ -216,12 +221,12 @@ class TritonPythonModel:
         )
 
         def references(photo: Photo, options: Options) -> tuple[list[Reference], str | None]:
-            chosen, why_none = choose(photo.pixels, force=options.force_color)
+            chosen, rejection_reason = choose(photo.pixels, force=options.force_color)
             found = [
                 Reference(one.pixels, "library", one.match.name, round(one.match.score, 4))
                 for one in chosen
             ]
-            return found, why_none
+            return found, rejection_reason
 
         return references
 

@@ -13,7 +13,7 @@ Parameters in config.pbtxt, all optional. As in the native backend: `intra_op_th
 `inter_op_thread_count`, `execution_mode`, `enable_mem_arena` (default 0, unlike there),
 `enable_mem_pattern`, and `optimization.graph.level`. Of this backend alone: `tile_pixels`,
 `tile_halo` and `tile_align` (see `Tiling`), and `side_multiple` (height and width of every image
-tensor must be a multiple of it), and `nice` (see `give_way`).
+tensor must be a multiple of it), and `nice` (see `lower_priority`).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded, internal.
 """
@@ -31,7 +31,7 @@ import triton_python_backend_utils as pb_utils
 from pikfix.serving.network_step import (
     Array,
     NetworkStep,
-    give_way,
+    lower_priority,
     parameter,
     return_free_memory,
     run_tiled,
@@ -141,7 +141,7 @@ class TritonPythonModel(NetworkStep):
     def initialize(self, args: dict[str, str]) -> None:
         """Open the model of the instance's version directory."""
         config = json.loads(args["model_config"])
-        give_way(config)
+        lower_priority(config)
         network = Network(
             config,
             Path(args["model_repository"]) / args["model_version"],

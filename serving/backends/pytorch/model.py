@@ -11,9 +11,9 @@ KIND_CPU computes on the host, and in the same code as on a GPU where the config
 Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: what
 `pikfix.serving.cores` gives at the moment), `tile_pixels`, `tile_halo` and `tile_align` (see
 `pikfix.serving.network_step.Tiling`), `side_multiple` (height and width of every image tensor must
-be a multiple of it), and `nice` (see `pikfix.serving.network_step.give_way`); on a GPU `graphs` and
-`graph_elements` (see `pikfix.serving.graphs.GraphCache`), and `device_outputs` (names, separated by
-commas, of outputs that stay on the GPU for the next step).
+be a multiple of it), and `nice` (see `pikfix.serving.network_step.lower_priority`); on a GPU
+`graphs` and `graph_elements` (see `pikfix.serving.graphs.GraphCache`), and `device_outputs` (names,
+separated by commas, of outputs that stay on the GPU for the next step).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded,
 out_of_memory, internal.
@@ -38,7 +38,7 @@ from pikfix.serving.network_step import (
     Array,
     NetworkStep,
     available_cores,
-    give_way,
+    lower_priority,
     names_of,
     parameter,
     return_free_memory,
@@ -116,7 +116,7 @@ class TritonPythonModel(NetworkStep):
     def initialize(self, args: dict[str, str]) -> None:
         """Load the weights of the instance's version directory."""
         config = json.loads(args["model_config"])
-        give_way(config)
+        lower_priority(config)
         # A softmax at a low temperature is full of subnormal weights, ten times slower to multiply.
         torch.set_flush_denormal(True)
         keep_free_memory()
