@@ -266,5 +266,7 @@ def set_network_parameters(step: Step, config: pb.ModelConfig, settings: Serving
         set_parameter(config, "tile_pixels", settings.tile_pixels)
         set_parameter(config, "tile_halo", step.halo)
         set_parameter(config, "tile_align", SIDE_MULTIPLE)
-    if step.side_multiple > 1:
+    # Of pictures at full size; maps at a fraction of it are as the step before gives them.
+    whole = all(divisor == 1 for t in step.inputs for _, divisor in filter(None, t.symbols))
+    if step.side_multiple > 1 and whole:
         set_parameter(config, "side_multiple", step.side_multiple)
