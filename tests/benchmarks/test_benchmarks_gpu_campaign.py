@@ -126,8 +126,11 @@ def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
     assert machine["gpu"] is None
     assert machine["versions"]["torch"]
     parity = {key: row for (section, key), row in rows.items() if section == "parity"}
-    assert len(parity) == 9
+    assert len(parity) == 12
     for key, row in parity.items():
+        if row["step"] == "tone":  # in float32 whatever is asked for
+            assert row["max_abs"] < 1e-6, key
+            continue
         assert row["psnr"] > {"fp32": 100, "fp16": 45, "bf16": 25}[row["precision"]], key
     speeds = [row for row in rows.values() if row["section"] == "networks" and "share" in row]
     assert len(speeds) == 4

@@ -197,18 +197,18 @@ def test_damage_that_bfloat16_does_not_explain_is_found(
         step = load_step(path, device)
         if step.name == "restore":
             with torch.no_grad():
-                step.network.output.weight.mul_(1.3)  # type: ignore[union-attr, operator]
+                step.network.restoration.output.weight.mul_(1.3)  # type: ignore[union-attr, operator]
         return step
 
     monkeypatch.setattr("pikfix.export.runtimes.pytorch.load_step", damaged)
-    told = "restore: restored_l.*nothing was published: take --precision fp32"
+    told = "restore: repaired_l.*nothing was published: take --precision fp32"
     with pytest.raises(ParityError, match=told):
         export_checkpoint(checkpoint, tmp_path / "repository", runtime="pytorch", precision="bf16")
     assert not (tmp_path / "repository").exists()
 
 
 def test_a_file_that_is_no_step_is_named(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="was not written by"):
+    with pytest.raises(ValueError, match="did not write it"):
         load_step(checkpoint)
     with pytest.raises(ValueError, match="export again"):
         load_step(tmp_path / "none.safetensors")

@@ -316,7 +316,7 @@ def test_manifest_hashes_engine_and_onnx(
         checkpoint, folder, runtime="tensorrt", device="cuda", target="ngc"
     )
     assert manifest.versions["tensorrt"] == "11.0.0"
-    for name in ("restore", "colorize"):
+    for name in ("restore", "tone", "colorize"):
         entry = manifest.models[name]
         assert entry["file"] == "model.plan"
         assert set(entry["files"]) == {"model.plan", "model.onnx"}
@@ -330,6 +330,7 @@ def test_manifest_hashes_engine_and_onnx(
     assert [(n.model, n.version, n.newer) for n in needs(str(folder))] == [
         ("colorize", "11.0.0", True),
         ("restore", "11.0.0", True),
+        ("tone", "11.0.0", True),
     ]
     # Nothing was measured that speaks for the softmax of TensorRT: the python step is the default.
     assert manifest.models["similarity"]["file"] == "checkpoint.safetensors"
@@ -339,7 +340,7 @@ def test_an_engine_that_fails_the_gate_is_not_published(
     exported_onnx: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module(API), "EngineRunner", run_onnx_beside(0.01))
-    with pytest.raises(ParityError, match="restore: restored_l"):
+    with pytest.raises(ParityError, match="restore: repaired_l"):
         export_checkpoint(checkpoint, tmp_path / "repository", runtime="tensorrt", device="cuda")
     assert list(tmp_path.iterdir()) == []
 

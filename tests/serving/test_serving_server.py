@@ -42,6 +42,7 @@ def test_running_server_says_where_and_how_it_is(toy_server):
         "merged_0_0",
         "restore_0_0",
         "similarity_0_0",
+        "tone_0_0",
     ]
     assert 50e6 < toy_server.peak_memory() < 6e9
 
