@@ -20,9 +20,9 @@ from pikfix.export import (
     read_manifest,
     repository,
 )
-from pikfix.export import onnx as onnx_export
 from pikfix.export.configs import ServingSettings, build_configs, fixed_configs, render
 from pikfix.export.repository import parse_config
+from pikfix.export.runtimes import onnxruntime as onnx_export
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 from pikfix.networks import PRESETS, CheckpointError, PikFixConfig, load_checkpoint
 from pikfix.systems.base import Step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -63,7 +64,8 @@ def parameters(config: pb.ModelConfig) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def on_cpu(gpu_export: Exported) -> Path:
     """The same repository with instances on the CPU, little warm-up and small tiles."""
-    folder, _, _ = gpu_export
+    source, _, _ = gpu_export
+    folder = shutil.copytree(source, source.with_name("on-cpu"))
     for name in NETWORKS:
         config = read_config(folder, name)
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU

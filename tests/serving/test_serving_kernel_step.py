@@ -12,7 +12,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from pikfix.export import Manifest, export_checkpoint
-from pikfix.export import onnx as onnx_export
+from pikfix.export.runtimes import onnxruntime as onnx_export
 from pikfix.networks import load_checkpoint
 from pikfix.serving.server import RunningServer, start_server
 from pikfix.systems.base import Step
