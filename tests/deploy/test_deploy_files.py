@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pikfix_steps import NETWORKS
 
 from pikfix.export.targets import GPU_SLOT, NGC
 
@@ -224,3 +225,6 @@ def test_the_dashboard_is_whole() -> None:
             expression = target["expr"]
             assert expression.count("(") == expression.count(")")
             assert expression.count("{") == expression.count("}")
+            if "model=~" in expression:
+                shown = expression.split('model=~"')[1].split('"')[0].split("|")
+                assert set(shown) >= set(NETWORKS) or "pikfix" in shown[0], expression
