@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pikfix.photos.levels import Mask, Plane, reduced
+from pikfix.photos.levels import (
+    MAX_OUTSIDE,
+    MIN_AREA,
+    MIN_DEPTH,
+    MIN_INSIDE,
+    Mask,
+    Plane,
+    reduced,
+)
 
 _BORDER_SIDE = 512
 # Of the shorter side: the least width of a margin, and how far a turned photo's edge may slant.
@@ -20,12 +28,7 @@ _EVEN_SHARE = 0.9
 _EVEN_WITHIN = 20
 _NOISE_FACTOR = 4.0
 _MIN_TOLERANCE, _MAX_TOLERANCE = 8.0, 28.0
-# At an edge of the photo: shares of pixels that are not paper, inside and outside of it.
-_MIN_INSIDE, _MAX_OUTSIDE = 0.72, 0.06
 _CLEAN = 0.01
-_MIN_AREA = 0.15
-# Grey levels between a margin and the middle of what is within it.
-_MIN_DEPTH = 14.0
 _NESTED = 3
 
 
@@ -92,7 +95,7 @@ def _within_margins(grey: Plane) -> Rectangle | None:
         if inner is None or score <= most:
             continue
         depth = float(np.median(np.abs(grey[inner.slices] - tone)))
-        if depth >= max(_MIN_DEPTH, 1.5 * tolerance):
+        if depth >= max(MIN_DEPTH, 1.5 * tolerance):
             best, most = inner, score
     return best
 
@@ -119,7 +122,7 @@ def _box(away: Mask, strip: int) -> tuple[Rectangle | None, float]:
         sure.append(is_sure)
     inner = Rectangle(margins[0], margins[2], height - margins[1], width - margins[3])
     area = inner.size[0] * inner.size[1] / away.size
-    if min(inner.size) < 16 or area < _MIN_AREA:
+    if min(inner.size) < 16 or area < MIN_AREA:
         return None, 0.0
     opposite = (sure[0] and sure[1]) or (sure[2] and sure[3])
     if sum(sure) < 2 or (sum(sure) == 2 and not opposite):
@@ -152,10 +155,10 @@ def _edge(share: npt.NDArray[Any], start: int, strip: int, slant: int) -> tuple[
     if (
         start >= strip
         and len(outside)
-        and float(outside.mean()) <= _MAX_OUTSIDE
-        and float(inside.mean()) >= _MIN_INSIDE
+        and float(outside.mean()) <= MAX_OUTSIDE
+        and float(inside.mean()) >= MIN_INSIDE
         # A caption may lie in the margin, another photo may not.
-        and float(np.mean(share[:start] > _MIN_INSIDE)) <= 0.02
+        and float(np.mean(share[:start] > MIN_INSIDE)) <= 0.02
     ):
         full = np.flatnonzero(share[: start + slant] < 0.9 * float(inside.mean()))
         return int(full[-1]) + 1 if len(full) else start, True

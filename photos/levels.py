@@ -8,6 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+MIN_INSIDE, MAX_OUTSIDE = 0.72, 0.06
+"""At an edge of a photo on paper: shares of pixels that are not paper, inside and outside of it."""
+MIN_AREA = 0.15
+"""Of the photo on its paper."""
+MIN_DEPTH = 14.0
+"""Grey levels between a margin and the middle of what is within it."""
+
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 

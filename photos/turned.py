@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from pikfix.photos.levels import Mask, Plane, reduced
+from pikfix.photos.levels import (
+    MAX_OUTSIDE,
+    MIN_AREA,
+    MIN_DEPTH,
+    MIN_INSIDE,
+    Mask,
+    Plane,
+    reduced,
+)
 
 Points = npt.NDArray[np.float64]
 Corners = tuple[tuple[float, float], ...]
@@ -30,9 +38,6 @@ _RUN = 5
 # Of an edge's places: on one line; how far from it, in pixels of the reduced picture.
 _MIN_ON_LINE = 0.6
 _OFF_LINE = 1.5
-_MAX_OUTSIDE, _MIN_INSIDE = 0.06, 0.72
-_MIN_AREA = 0.15
-_MIN_DEPTH = 14.0
 _MAX_PLACES = 400
 # Pixels along the edges that are part photo, part paper.
 _RIM = 2.0
@@ -185,12 +190,12 @@ def _turned_back(point: Points, quarter: int, height: int, width: int) -> Points
 
 def _is_photo(away: Mask, depth: Plane, tolerance: float, corners: Corners) -> bool:
     within = inside(corners, 0, 0, (away.shape[0], away.shape[1]))
-    if float(within.mean()) < _MIN_AREA or within.all():
+    if float(within.mean()) < MIN_AREA or within.all():
         return False
     return (
-        float(away[~within].mean()) <= _MAX_OUTSIDE
-        and float(away[within].mean()) >= _MIN_INSIDE
-        and float(np.median(depth[within])) >= max(_MIN_DEPTH, 1.5 * tolerance)
+        float(away[~within].mean()) <= MAX_OUTSIDE
+        and float(away[within].mean()) >= MIN_INSIDE
+        and float(np.median(depth[within])) >= max(MIN_DEPTH, 1.5 * tolerance)
     )
 
 
