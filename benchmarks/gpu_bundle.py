@@ -28,6 +28,8 @@ _NUMPY = "1.26.4"
 """The wheel's python stub cannot work with numpy 2."""
 
 _CONFIG_MODULE = "model_config_pb2.py"
+EXTENSIONS = "lib-dynload"
+"""Folder of the server's archive with the extension modules of the library of Python."""
 
 
 def prepare(plan: Plan, bundle: Path, python: str, library: Path | None, packed: bool) -> int:
@@ -53,8 +55,7 @@ def prepare(plan: Plan, bundle: Path, python: str, library: Path | None, packed:
         server = Path(folder) / "server"
         _trim_server(server, python)
         if library is not None:
-            shutil.copy(library, server / "lib" / library.resolve().name)
-            _strip(server / "lib" / library.resolve().name)
+            _add_library(library.resolve(), server, python)
         _store(server, bundle / "server", packed)
         if python != f"{sys.version_info.major}.{sys.version_info.minor}" or _numpy_is_new():
             numpy = Path(folder) / "numpy1"
@@ -156,6 +157,22 @@ def _trim_server(target: Path, python: str) -> None:
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: nvidia-pytriton\nVersion: {distribution.version}\n"
     )
+
+
+def _add_library(library: Path, server: Path, python: str) -> None:
+    """The shared library of Python, and the modules that it does not hold itself.
+
+    The machine's interpreter may have them built in, and so no files of them.
+    """
+    shutil.copy(library, server / "lib" / library.name)
+    _strip(server / "lib" / library.name)
+    modules = library.parent / f"python{python}" / "lib-dynload"
+    target = server / EXTENSIONS
+    target.mkdir()
+    for module in modules.glob("*.so"):
+        if "test" not in module.name:
+            shutil.copy(module, target / module.name)
+            _strip(target / module.name)
 
 
 def _strip(library: Path) -> None:

@@ -80,10 +80,11 @@ def sections() -> list[Section]:
         Section("probe", 20, gpu_probe.probe),
         Section("compile", CALL_SECONDS, background),
         Section("kernels", 130, gpu_kernels.kernels),
-        Section("tiles", 45, gpu_kernels.candidate_tiles),
+        Section("gluon", 45, gpu_kernels.gluon_tiles),
         Section("parity", 50, gpu_networks.parity),
         Section("networks", 95, gpu_networks.networks),
         Section("serve", 165, gpu_server.run),
+        Section("tiles", 60, gpu_kernels.candidate_tiles),
         Section("packages", CALL_SECONDS, gpu_packages.packages),
     ]
 
@@ -152,8 +153,8 @@ def _kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def run(plan: Plan, seconds: float, chosen: list[str] | None) -> int:
-    """One call: every section that is not ended yet; the exit code."""
+def run(plan: Plan, seconds: float, chosen: list[str] | None, most: float) -> int:
+    """One call: every section that is not ended yet, `most` seconds each; the exit code."""
     begin = time.monotonic()
     from gpu_rows import Rows
 
@@ -174,7 +175,7 @@ def run(plan: Plan, seconds: float, chosen: list[str] | None) -> int:
         if section.name == BACKGROUND:
             compiling = child(plan, section, left)
             continue
-        allowed = min(left - 1, section.seconds)
+        allowed = min(left - 1, section.seconds, most)
         # The section looks at its clock between figures; one that does not is ended.
         problem = wait_for(child(plan, section, allowed), min(left, allowed + 10))
         if problem:
@@ -239,7 +240,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="what --prepare made")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints/compact.safetensors")
     parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of this call")
+    parser.add_argument("--most", type=float, default=CALL_SECONDS, help="seconds of a section")
     parser.add_argument("--sections", nargs="+", help="these alone")
+    parser.add_argument("--brief", action="store_true", help="fewer sizes, shorter loads")
     parser.add_argument("--rehearse", action="store_true", help="in miniature on a CPU")
     parser.add_argument("--crash", metavar="SECTION", help="let one crash, to see what is left")
     parser.add_argument("--prepare", type=Path, metavar="BUNDLE", help="make what is carried along")
@@ -259,6 +262,15 @@ def main() -> None:
     plan = Plan("cuda", out, bundle, options.checkpoint.resolve(), crash=options.crash)
     if options.rehearse:
         plan = miniature(plan)
+    if options.brief:
+        plan = replace(
+            plan,
+            sides=plan.sides[:1],
+            batches=plan.batches[:1],
+            concurrency=plan.concurrency[:1],
+            load_seconds=plan.load_seconds / 2,
+            tiles=plan.tiles // 2,
+        )
     if options.report:
         from gpu_report import write_report
 
@@ -279,7 +291,7 @@ def main() -> None:
         if options.prepare:
             return
         plan = replace(plan, bundle=bundle)
-    raise SystemExit(run(plan, options.seconds, options.sections))
+    raise SystemExit(run(plan, options.seconds, options.sections, options.most))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,25 +132,77 @@ def _figures(
     return row
 
 
-def candidates(tile: Any, capability: int) -> Iterator[Any]:
-    """The committed tile first, then its neighbours."""
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to compute the forward pass: a tile, and the Gluon form that takes it, if one does."""
+
+    tile: Any
+    gluon: str = ""  # "separate" or "joint" warpgroups
+
+    @property
+    def words(self) -> str:
+        """What a row calls it."""
+        tile = self.tile
+        found = f"{tile.rows} x {tile.columns}, {tile.num_stages} stages"
+        if self.gluon:
+            return f"{found}, Gluon, {self.gluon} warpgroups"
+        found += f", {tile.num_warps} warps"
+        for name in ("descriptors", "fixed_offset"):
+            found += f", {name.replace('_', ' ')}" if getattr(tile, name) else ""
+        return found
+
+
+def candidates(tile: Any, capability: int) -> Iterator[Candidate]:
+    """The committed tile first, then other forms, then the tile's neighbours."""
     seen = set()
+    for candidate in _candidates(tile, capability):
+        if candidate not in seen:
+            seen.add(candidate)
+            yield candidate
+
+
+def gluon_candidates(tile: Any, capability: int) -> Iterator[Candidate]:
+    """Gluon forms, for Hopper and widths whose sums fit into registers."""
+    if capability != 90 or tile.bytes != 2 or tile.channels > 256 or tile.width > 128:
+        return
+    box = 2 * (tile.channels + tile.width)
+    for columns in (64, 128):
+        # The rest of the 227 KiB is for the queries on their way into registers.
+        stages = min(4, (160 * 1024) // (box * columns))
+        if stages >= 2:
+            changes = {"rows": 128, "columns": columns, "num_stages": stages, "num_warps": 8}
+            changed = dataclasses.replace(tile, **changes)
+            yield Candidate(changed, "separate")
+            yield Candidate(changed, "joint")
+
+
+def _candidates(tile: Any, capability: int) -> Iterator[Candidate]:
+    yield Candidate(tile)
+    for columns in (tile.columns, 32):
+        yield Candidate(dataclasses.replace(tile, columns=columns, fixed_offset=True))
     shapes = [(tile.num_warps, tile.num_stages), (8, 2), (8, 3), (4, 3), (4, 2)]
     for rows in (tile.rows, 128, 64):
         for columns in (tile.columns, 64, 128, 32):
             for warps, stages in shapes:
                 changes = {"rows": rows, "columns": columns, "num_warps": warps}
-                found = [dataclasses.replace(tile, **changes, num_stages=stages)]
-                if capability >= 90 and tile.kernel == "forward" and tile.slice >= tile.channels:
-                    found.append(dataclasses.replace(found[0], descriptors=True))
-                for candidate in found:
-                    if candidate not in seen:
-                        seen.add(candidate)
-                        yield candidate
+                found = dataclasses.replace(tile, **changes, num_stages=stages)
+                yield Candidate(found)
+                if capability >= 90 and tile.slice >= tile.channels:
+                    yield Candidate(dataclasses.replace(found, descriptors=True))
 
 
 def candidate_tiles(plan: Plan, rows: Rows) -> None:
     """The forward tiles of the problems' widths, and the neighbours of each."""
+    _compare(plan, rows, candidates)
+
+
+def gluon_tiles(plan: Plan, rows: Rows) -> None:
+    """The Gluon forms: a section of their own, since a wrong barrier would hang it."""
+    if plan.on_gpu:  # nothing else knows them
+        _compare(plan, rows, gluon_candidates)
+
+
+def _compare(plan: Plan, rows: Rows, listed: Callable[[Any, int], Iterator[Candidate]]) -> None:
     from pikfix.kernels import tiles
 
     torch.set_grad_enabled(False)
@@ -159,16 +212,13 @@ def candidate_tiles(plan: Plan, rows: Rows) -> None:
         bench = functools.cache(functools.partial(TileBench, plan, channels, width, queries, keys))
         label = f"forward C {channels}, D {width}"
         facts = {"gpu_table": table.gpu, "queries": queries, "keys": keys}
-        for number, tile in enumerate(candidates(committed, table.capability)):
-            if number >= plan.tiles:
-                break
-            words = f"{tile.rows} x {tile.columns}, {tile.num_warps} warps"
-            words += f", {tile.num_stages} stages"
-            words += ", descriptors" if tile.descriptors else ""
-            facts |= {"tile": dataclasses.asdict(tile), "committed": tile == committed}
+        for candidate in itertools.islice(listed(committed, table.capability), plan.tiles):
+            tile = candidate.tile
+            facts |= {"tile": dataclasses.asdict(tile), "gluon": candidate.gluon}
+            facts["committed"] = candidate == Candidate(committed)
             rows.measure(
-                f"{label}: {words}",
-                lambda made=bench, t=tile, f=dict(facts): made().figures(t) | f,  # type: ignore[misc]
+                f"{label}: {candidate.words}",
+                lambda made=bench, c=candidate, f=dict(facts): made().figures(c) | f,  # type: ignore[misc]
             )
 
 
@@ -176,35 +226,51 @@ class TileBench:
     """One problem for all candidates: inputs, and a float64 reference of some of its rows."""
 
     def __init__(self, plan: Plan, channels: int, width: int, queries: int, keys: int) -> None:
+        torch.manual_seed(0)
+        self._plan = plan
+        self._timed = self._problem(1, channels, width, queries, keys)
+        # No whole tiles, and more than one item.
+        self._ragged = self._problem(3, channels, width, 345, 301)
+
+    def _problem(self, batch: int, channels: int, width: int, queries: int, keys: int) -> Any:
+        """Tensors of a problem, some of its rows, and what these have to be."""
         from pikfix.kernels import naive
 
-        torch.manual_seed(0)
-        dtype = torch.float16 if plan.on_gpu else torch.float32
-        self._plan = plan
-        self.query, self.key = (
-            naive.center_normalize(torch.randn(1, n, channels, device=plan.device)).to(dtype)
+        device = self._plan.device
+        dtype = torch.float16 if self._plan.on_gpu else torch.float32
+        query, key = (
+            naive.center_normalize(torch.randn(batch, n, channels, device=device)).to(dtype)
             for n in (queries, keys)
         )
-        self.values = torch.rand(1, keys, width, device=plan.device).to(dtype)
-        step = max(1, queries // _CHECKED_ROWS)
-        self.rows = torch.arange(0, queries, step, device=plan.device)
-        exact = [t.double() for t in (self.query[:, self.rows], self.key, self.values)]
-        self.warped, self.confidence = naive.correlation_warp(*exact, 0.01)
+        values = torch.rand(batch, keys, width, device=device).to(dtype)
+        checked = torch.arange(0, queries, max(1, queries // _CHECKED_ROWS), device=device)
+        exact = [t.double() for t in (query[:, checked], key, values)]
+        return (query, key, values), checked, naive.correlation_warp(*exact, 0.01)
 
-    def _call(self, tile: Any) -> Callable[[], tuple[Any, ...]]:
+    @staticmethod
+    def _call(candidate: Candidate, tensors: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
+        if candidate.gluon:
+            from pikfix.kernels import correlation_warp_gluon as gluon
+
+            separate = candidate.gluon == "separate"
+            return lambda: gluon.forward(*tensors, 0.01, tile=candidate.tile, separate=separate)
         from pikfix.kernels import correlation_warp_triton
 
-        return lambda: correlation_warp_triton.forward(
-            self.query, self.key, self.values, 0.01, None, tile=tile
-        )
+        return lambda: correlation_warp_triton.forward(*tensors, 0.01, None, tile=candidate.tile)
 
-    def figures(self, tile: Any) -> Row:
-        """Error and time of a tile; ArithmeticError if it is wrong."""
-        call = self._call(tile)
-        warped, confidence, _ = call()
-        got = warped[:, self.rows].double()
-        error = float((got - self.warped).norm() / self.warped.norm())
-        highest = float((confidence[:, self.rows].double() - self.confidence).abs().max())
-        if not (error <= _LIMITS[self.query.element_size()] and highest <= 5e-4):
-            raise ArithmeticError(f"error {error:.2g}, of the maximum {highest:.2g}: not timed")
+    def _error(self, candidate: Candidate, problem: Any) -> float:
+        """Of the warped values; ArithmeticError if they or their maximum are wrong."""
+        tensors, checked, (warped, highest) = problem
+        found, maximum, _ = self._call(candidate, tensors)()
+        error = float((found[:, checked].double() - warped).norm() / warped.norm())
+        off = float((maximum[:, checked].double() - highest).abs().max())
+        if not (error <= _LIMITS[tensors[0].element_size()] and off <= 5e-4):
+            raise ArithmeticError(f"error {error:.2g}, of the maximum {off:.2g}: not timed")
+        return error
+
+    def figures(self, candidate: Candidate) -> Row:
+        """Error and time of a candidate; ArithmeticError if it is wrong."""
+        self._error(candidate, self._ragged)
+        error = self._error(candidate, self._timed)
+        call = self._call(candidate, self._timed[0])
         return {"error": error, "milliseconds": timed(call, self._plan.device, 0.05)}

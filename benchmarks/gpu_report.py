@@ -135,7 +135,7 @@ def ratios(measured: list[Row]) -> list[str]:
 def _tiles(rows: list[Row]) -> list[str]:
     best: dict[str, Row] = {}
     committed: dict[str, Row] = {}
-    for row in _of(rows, "tiles", "tile"):
+    for row in [*_of(rows, "tiles", "tile"), *_of(rows, "gluon", "tile")]:
         problem = row["key"].split(":")[0]
         if row["committed"]:
             committed[problem] = row
@@ -175,7 +175,8 @@ def _networks(rows: list[Row]) -> list[str]:
             f"| {row['network']} | {row['side']} | {row['batch']} | "
             f"{row['photos_per_second']:.1f} | {shares} | {_gibibytes(row['peak_bytes'])} |"
         )
-    head = "| network | side | batch | photos/s | restore | similarity | colorize | peak memory |"
+    steps = dict.fromkeys(s for r in _of(rows, "networks", "share") for s in r["share"])
+    head = f"| network | side | batch | photos/s | {' | '.join(steps)} | peak memory |"
     found = _table(
         "Networks alone",
         head,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_bundle import EXTENSIONS
 from gpu_networks import STEPS, build, photo_like, step_of
 from gpu_rows import ROOT, Plan, Row, Rows
 from PIL import Image
@@ -156,6 +157,7 @@ def interpreter(plan: Plan) -> Path:
     paths.append(ROOT / "src")
     lines = [str(path) for path in paths if path.is_dir()]
     lines += [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
+    lines.append(str(plan.out / "server" / EXTENSIONS))  # last: what the machine has goes first
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "campaign.pth").write_text("\n".join(lines) + "\n")
     return folder / "bin" / "python3"

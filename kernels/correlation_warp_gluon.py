@@ -2,7 +2,8 @@
 
 One warp issues bulk copies of keys and values into a ring of buffers; two warpgroups multiply. They
 issue the correlations of the next key tile before the softmax of this one, so that the matrix
-units work while exponentials are taken (FlashAttention-3, Shah et al., 2024, sec. 3.2).
+units work while exponentials are taken (FlashAttention-3, Shah et al., 2024, sec. 3.2). SEPARATE
+warpgroups meet at no barrier: while one takes exponentials, the other may multiply.
 
 Compiled for sm_90 on machines without a GPU; run on none so far, and chosen by no tile table. The
 interpreter knows no Gluon.
@@ -30,8 +31,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from pikfix.kernels import tiles
 from pikfix.kernels.correlation_warp_triton import LOG2_E
 
-NUM_WARPS = 8
-"""Of the two warpgroups that multiply; the copying warp comes on top."""
+
+def num_warps(separate: bool) -> int:
+    """Of the first partition of the kernel: the other one, and the copying warp, come on top."""
+    return 4 if separate else 8
 
 
 @gluon.jit
@@ -62,10 +65,10 @@ def _copy(
         turn = (step // STAGES) & 1
         row = first + _tile_of(step, count) * BLOCK_M
         mbarrier.wait(key_free.index(slot), turn ^ 1)
-        mbarrier.expect(key_full.index(slot), d_key.nbytes_per_cta)
+        mbarrier.expect(key_full.index(slot), d_key.block_type.nbytes)
         tma.async_copy_global_to_shared(d_key, [row, 0], key_full.index(slot), s_key.index(slot))
         mbarrier.wait(values_free.index(slot), turn ^ 1)
-        mbarrier.expect(values_full.index(slot), d_values.nbytes_per_cta)
+        mbarrier.expect(values_full.index(slot), d_values.block_type.nbytes)
         tma.async_copy_global_to_shared(
             d_values, [row, column], values_full.index(slot), s_values.index(slot)
         )
@@ -83,7 +86,7 @@ def _attend(
     key_free,
     values_full,
     values_free,
-    i_tile,
+    first,  # of its rows
     i_chunk,
     i_batch,
     N,
@@ -97,7 +100,7 @@ def _attend(
     BLOCK_D: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The multiplying warpgroups: online softmax of one query tile over all keys."""
+    """What multiplies: online softmax of BLOCK_N rows of queries over all keys."""
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_M, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_D, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
@@ -106,7 +109,7 @@ def _attend(
     # Eight elements of a row per thread: one 16-byte load.
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
 
-    o_n = i_tile * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, wide))
+    o_n = first + gl.arange(0, BLOCK_N, gl.SliceLayout(1, wide))
     o_c = gl.arange(0, C, gl.SliceLayout(0, wide))
     b_query = gl.load(
         p_query + (i_batch * N + o_n)[:, None] * C + o_c[None, :], mask=o_n[:, None] < N, other=0.0
@@ -149,7 +152,7 @@ def _attend(
     b_acc = warpgroup_mma(b_weight, s_values.index(last), b_acc)
 
     b_total = gl.convert_layout(b_sum, gl.SliceLayout(1, sums))
-    o_n = i_tile * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, sums))
+    o_n = first + gl.arange(0, BLOCK_N, gl.SliceLayout(1, sums))
     o_d = i_chunk * BLOCK_D + gl.arange(0, BLOCK_D, gl.SliceLayout(0, sums))
     gl.store(
         p_warped + (i_batch * N + o_n)[:, None] * D + o_d[None, :],
@@ -157,7 +160,7 @@ def _attend(
         mask=(o_n[:, None] < N) & (o_d[None, :] < D),
     )
     if i_chunk == 0:
-        o_row = i_tile * BLOCK_N + gl.arange(0, BLOCK_N, rows)
+        o_row = first + gl.arange(0, BLOCK_N, rows)
         b_logsumexp = (b_max * scale + gl.log2(b_sum)) * 0.6931471805599453
         gl.store(p_confidence + i_batch * N + o_row, b_max, mask=o_row < N)
         gl.store(p_logsumexp + i_batch * N + o_row, b_logsumexp, mask=o_row < N)
@@ -189,11 +192,14 @@ def warp_kernel(
     BLOCK_M: gl.constexpr,
     BLOCK_D: gl.constexpr,
     STAGES: gl.constexpr,
+    SEPARATE: gl.constexpr,
 ):
     """softmax(Q Kᵀ / τ) V of one query tile over all keys.
 
     Boxes may pass the end of a batch item: those keys have no weight.
     """
+    groups: gl.constexpr = 2 if SEPARATE else 1
+    rows: gl.constexpr = BLOCK_N // groups
     chunks: gl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     i_chunk = gl.program_id(0) % chunks
     i_tile = gl.program_id(0) // chunks
@@ -209,31 +215,64 @@ def warp_kernel(
     values_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(key_full.index(slot), count=1)
-        mbarrier.init(key_free.index(slot), count=1)
+        mbarrier.init(key_free.index(slot), count=groups)
         mbarrier.init(values_full.index(slot), count=1)
-        mbarrier.init(values_free.index(slot), count=1)
+        mbarrier.init(values_free.index(slot), count=groups)
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (
-                _attend,
+    first = i_tile * BLOCK_N
+    # Constants would not stay constant in a tuple that has a name.
+    if SEPARATE:
+        gl.warp_specialize(
+            [
                 (
-                    p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
-                    key_full, key_free, values_full, values_free, i_tile, i_chunk, i_batch,
-                    N, M, count, scale, C, D, BLOCK_N, BLOCK_M, BLOCK_D, STAGES,
+                    _attend,
+                    (
+                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
+                        key_full, key_free, values_full, values_free, first, i_chunk, i_batch,
+                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
+                    ),
                 ),
-            ),
-            (
-                _copy,
                 (
-                    d_key, d_values, s_key, s_values, key_full, key_free, values_full,
-                    values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
+                    _attend,
+                    (
+                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
+                        key_full, key_free, values_full, values_free, first + rows, i_chunk, i_batch,
+                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
+                    ),
                 ),
-            ),
-        ],
-        [1],
-        [24],
-    )  # fmt: skip
+                (
+                    _copy,
+                    (
+                        d_key, d_values, s_key, s_values, key_full, key_free, values_full,
+                        values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
+                    ),
+                ),
+            ],
+            [4, 1],
+            [240, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _attend,
+                    (
+                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
+                        key_full, key_free, values_full, values_free, first, i_chunk, i_batch,
+                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
+                    ),
+                ),
+                (
+                    _copy,
+                    (
+                        d_key, d_values, s_key, s_values, key_full, key_free, values_full,
+                        values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
+                    ),
+                ),
+            ],
+            [1],
+            [24],
+        )  # fmt: skip
 
 
 def layouts(element: gl.dtype, block_m: int, channels: int, block_d: int):
@@ -251,6 +290,7 @@ def forward(
     temperature: float,
     *,
     tile: tiles.Tile,
+    separate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch on contiguous tensors in half precision, C a power of two and D a multiple of 16.
 
@@ -287,6 +327,7 @@ def forward(
             BLOCK_M=tile.columns,
             BLOCK_D=block_d,
             STAGES=tile.num_stages,
-            num_warps=NUM_WARPS,
+            SEPARATE=separate,
+            num_warps=num_warps(separate),
         )
     return warped, confidence, logsumexp

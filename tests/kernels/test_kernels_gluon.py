@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compile_for_hopper(channels, width, columns, stages):
+def compile_for_hopper(channels, width, columns, stages, separate=True):
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon import language as gl
@@ -20,7 +20,7 @@ def compile_for_hopper(channels, width, columns, stages):
     from pikfix.kernels import correlation_warp_gluon as module
 
     sizes = {"C": channels, "D": width, "BLOCK_N": 128, "BLOCK_M": columns, "BLOCK_D": width}
-    constants = sizes | {"STAGES": stages}
+    constants = sizes | {"STAGES": stages, "SEPARATE": separate}
     boxes = module.layouts(gl.float16, columns, channels, width)
     kinds = dict.fromkeys(constants, "constexpr") | {"N": "i32", "M": "i32", "scale": "fp32"}
     kinds |= dict.fromkeys(("p_query", "p_warped"), "*fp16")
@@ -33,7 +33,7 @@ def compile_for_hopper(channels, width, columns, stages):
     return compile_kernel(
         GluonASTSource(module.warp_kernel, signature, constants, aligned),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": module.NUM_WARPS},
+        options={"num_warps": module.num_warps(separate)},
     )
 
 
