@@ -236,8 +236,8 @@ def warp_kernel(
                     _attend,
                     (
                         p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
-                        key_full, key_free, values_full, values_free, first + rows, i_chunk, i_batch,
-                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
+                        key_full, key_free, values_full, values_free, first + rows, i_chunk,
+                        i_batch, N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
                     ),
                 ),
                 (
