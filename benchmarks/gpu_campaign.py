@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -72,13 +73,14 @@ def sections() -> list[Section]:
     import gpu_probe
     import gpu_server
 
-    def background(plan: Plan, rows: Rows) -> None:
+    def unpack(plan: Plan, rows: Rows) -> None:
+        del rows
         gpu_bundle.unpack(plan)
-        gpu_packages.compile_packages(plan, rows)
 
     return [
         Section("probe", 20, gpu_probe.probe),
-        Section("compile", CALL_SECONDS, background),
+        Section("unpack", CALL_SECONDS, unpack),
+        Section("compile", CALL_SECONDS, gpu_packages.compile_packages),
         Section("kernels", 130, gpu_kernels.kernels),
         Section("gluon", 45, gpu_kernels.gluon_tiles),
         Section("parity", 50, gpu_networks.parity),
@@ -89,7 +91,8 @@ def sections() -> list[Section]:
     ]
 
 
-BACKGROUND = "compile"
+BACKGROUND = ("unpack", "compile")
+"""What runs beside the other sections."""
 
 
 def child(plan: Plan, section: Section, seconds: float) -> int:
@@ -101,10 +104,11 @@ def child(plan: Plan, section: Section, seconds: float) -> int:
     code = FAILED
     try:
         os.setsid()  # so that it can be ended with all that it started
-        if section.name == BACKGROUND and plan.on_gpu:
+        if section.name in BACKGROUND and plan.on_gpu:
             os.nice(5)
         from gpu_rows import BrokenDeviceError, OutOfTimeError, Rows
 
+        faulthandler.enable()
         if not plan.on_gpu:
             _one_thread()
         rows = Rows(plan.out / "rows.jsonl", section.name, seconds)
@@ -163,17 +167,17 @@ def run(plan: Plan, seconds: float, chosen: list[str] | None, most: float) -> in
         _first_on_path(plan.bundle / "site")
     end = begin + seconds
     problems: dict[str, str] = {}
-    compiling: int | None = None
+    beside: dict[str, int] = {}
     note = Rows(plan.out / "rows.jsonl", "campaign", seconds)
     for section in sections():
-        if chosen and section.name not in chosen:
+        if chosen and section.name not in (*chosen, "unpack"):
             continue
         left = end - time.monotonic()
         if left < 2:
             problems[section.name] = "no time was left"
             continue
-        if section.name == BACKGROUND:
-            compiling = child(plan, section, left)
+        if section.name in BACKGROUND:
+            beside[section.name] = child(plan, section, left)
             continue
         allowed = min(left - 1, section.seconds, most)
         # The section looks at its clock between figures; one that does not is ended.
@@ -183,10 +187,10 @@ def run(plan: Plan, seconds: float, chosen: list[str] | None, most: float) -> in
             note.add(section.name, failed=problem)
         if section.name == "probe" and problem == f"ended with {NO_GPU}":
             return NO_GPU
-    if compiling is not None:
-        problem = wait_for(compiling, max(0.1, min(5.0, end - time.monotonic())))
+    for name, process in beside.items():
+        problem = wait_for(process, max(0.1, min(5.0, end - time.monotonic())))
         if problem:
-            problems[BACKGROUND] = problem
+            problems[name] = problem
     for name, problem in problems.items():
         print(f"{name}: {problem}")
     print(f"{time.monotonic() - begin:.0f} s; rows are in {plan.out / 'rows.jsonl'}")
@@ -223,7 +227,8 @@ def miniature(plan: Plan) -> Plan:
         batches=(1, 2),
         concurrency=(1, 4),
         seconds=0.02,
-        load_seconds=0.5,
+        load_seconds=float(os.environ.get("LOADS", "0.5")),
+        warm_seconds=float(os.environ.get("LOADS", "0.5")),
         tiles=2,
         parity_side=64,
         networks={"tiny": tiny},
@@ -243,6 +248,8 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=CALL_SECONDS, help="seconds of a section")
     parser.add_argument("--sections", nargs="+", help="these alone")
     parser.add_argument("--brief", action="store_true", help="fewer sizes, shorter loads")
+    parser.add_argument("--handover", default="host")
+    parser.add_argument("--networks", nargs="+")
     parser.add_argument("--rehearse", action="store_true", help="in miniature on a CPU")
     parser.add_argument("--crash", metavar="SECTION", help="let one crash, to see what is left")
     parser.add_argument("--prepare", type=Path, metavar="BUNDLE", help="make what is carried along")
@@ -262,12 +269,15 @@ def main() -> None:
     plan = Plan("cuda", out, bundle, options.checkpoint.resolve(), crash=options.crash)
     if options.rehearse:
         plan = miniature(plan)
+    plan = replace(plan, handover=options.handover)
+    if options.networks:
+        plan = replace(plan, networks={n: plan.networks[n] for n in options.networks})
     if options.brief:
         plan = replace(
             plan,
             sides=plan.sides[:1],
-            batches=plan.batches[:1],
-            concurrency=plan.concurrency[:1],
+            batches=plan.batches[:2],
+            concurrency=plan.concurrency[:2],
             load_seconds=plan.load_seconds / 2,
             tiles=plan.tiles // 2,
         )

@@ -168,12 +168,13 @@ def gluon_candidates(tile: Any, capability: int) -> Iterator[Candidate]:
     box = 2 * (tile.channels + tile.width)
     for columns in (64, 128):
         # The rest of the 227 KiB is for the queries on their way into registers.
-        stages = min(4, (160 * 1024) // (box * columns))
-        if stages >= 2:
+        most = min(4, (200 * 1024) // (box * columns))
+        for stages in range(2, most + 1):
             changes = {"rows": 128, "columns": columns, "num_stages": stages, "num_warps": 8}
             changed = dataclasses.replace(tile, **changes)
             yield Candidate(changed, "separate")
-            yield Candidate(changed, "joint")
+            if stages == most:
+                yield Candidate(changed, "joint")
 
 
 def _candidates(tile: Any, capability: int) -> Iterator[Candidate]:

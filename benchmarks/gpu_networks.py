@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from pikfix.evaluation.parity import compare
 from pikfix.inference import InferenceStep
 from pikfix.networks import PRESETS, PikFix, PikFixConfig, load_checkpoint
-from pikfix.serving.graphs import CudaGraph, Named, Repeated
+from pikfix.serving.graphs import Named, Recording, recorder
 from pikfix.systems.base import Precision, Step
 from pikfix.systems.chain import run_chain
 from pikfix.systems.registry import system_of
@@ -72,10 +71,10 @@ def step_of(model: PikFix, name: str) -> Step:
     return next(step for step in SYSTEM.steps(model.config) if step.name == name)
 
 
-def inference_step(model: PikFix, name: str, precision: Precision) -> InferenceStep:
-    """A step of a network in its inference form."""
+def inference_step(model: PikFix, name: str, precision: Precision, device: str) -> InferenceStep:
+    """A step of a network in its inference form, on a device."""
     step = step_of(model, name)
-    return InferenceStep(step, step.module(model), precision)
+    return InferenceStep(step, step.module(model), precision, device=device)
 
 
 def write_references(checkpoint: Path, path: Path, side: int) -> None:
@@ -118,7 +117,7 @@ def _compared(
     plan: Plan, model: PikFix, step: str, precision: Precision, known: Named, **facts: str
 ) -> Row:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    network = inference_step(model, step, precision).to(plan.device)
+    network = inference_step(model, step, precision, plan.device)
     inputs = {t.name: known[t.name].to(plan.device) for t in network.step.inputs}
     actual = network(inputs)
     figures = {n: compare(known[n].numpy(), actual[n].float().cpu().numpy()) for n in actual}
@@ -151,6 +150,8 @@ def networks(plan: Plan, rows: Rows) -> None:
                         _speed(plan, m, precision, batch=b, side=s) | {"network": n}
                     ),
                 )
+                if batch == plan.batches[0] and side == plan.sides[0]:
+                    _profile(plan, rows, model, name, precision)
     for name in plan.networks:
         rows.measure(
             f"{name} {precision}, working size of {2 * plan.sides[0]}",
@@ -161,22 +162,22 @@ def networks(plan: Plan, rows: Rows) -> None:
 def _speed(plan: Plan, model: PikFix, precision: Precision, *, batch: int, side: int) -> Row:
     torch.backends.cudnn.allow_tf32 = False
     _reset_memory(plan)
-    steps = {s: inference_step(model, s, precision).to(plan.device) for s in STEPS}
+    steps = {s: inference_step(model, s, precision, plan.device) for s in STEPS}
     weights = _allocated(plan)
     known = {n: t.to(plan.device) for n, t in photo_like(batch, side, 1, min(side, 256), 1).items()}
-    pool: Any = torch.cuda.graph_pool_handle() if plan.on_gpu else None
+    record = recorder(torch.device(plan.device))
+    graphs = []  # alive until the peak is read, as in a server
     times: dict[str, Row] = {}
     with torch.inference_mode():
         for name, step in steps.items():
             inputs = {t.name: known[t.name] for t in step.step.inputs}
-            graph: CudaGraph | Repeated
-            graph = CudaGraph(step, inputs, pool) if plan.on_gpu else Repeated(step, inputs)
+            graph = record(step, inputs)
+            graphs.append(graph)
             graph.replay()
             known.update({n: value.clone() for n, value in graph.outputs.items()})
             if not all(bool(value.isfinite().all()) for value in graph.outputs.values()):
                 raise ArithmeticError(f"{name} gives NaN or infinity: not timed")
             times[name] = _replays(graph, plan)
-            del graph
     total = sum(row["median"] for row in times.values())
     return {
         "precision": precision,
@@ -190,7 +191,7 @@ def _speed(plan: Plan, model: PikFix, precision: Precision, *, batch: int, side:
     }
 
 
-def _replays(graph: CudaGraph | Repeated, plan: Plan) -> Row:
+def _replays(graph: Recording, plan: Plan) -> Row:
     """Replays of a graph, which cannot be recorded in another one."""
     if not plan.on_gpu:
         return timed(graph.replay, plan.device, plan.seconds)
@@ -210,6 +211,49 @@ def _replays(graph: CudaGraph | Repeated, plan: Plan) -> Row:
     return {"median": float(np.median(found)), "best": found[0], "runs": len(found), "graph": True}
 
 
+def _profile(plan: Plan, rows: Rows, model: PikFix, name: str, precision: Precision) -> None:
+    """Which kernels a batch spends its time in, by step."""
+    side, batch = plan.sides[0], plan.batches[0]
+    known = photo_like(batch, side, 1, min(side, 256), 1)
+    known = {n: t.to(plan.device) for n, t in known.items()}
+    for step in STEPS:
+        network = inference_step(model, step, precision, plan.device)
+        inputs = {t.name: known[t.name] for t in network.step.inputs}
+        known.update(network(inputs))
+        rows.measure(
+            f"kernels of {name} {precision}, {side} x {side}, batch {batch}, {step}",
+            functools.partial(_kernels, network, inputs),
+        )
+
+
+def _kernels(network: InferenceStep, inputs: Named) -> Row:
+    """Milliseconds by kernel, the largest ten, and of all together."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        for _ in range(2):
+            network(inputs)
+        with torch.profiler.profile() as profiler:
+            network(inputs)
+            if inputs[network.step.inputs[0].name].is_cuda:
+                torch.cuda.synchronize()
+    finally:
+        torch.backends.cudnn.benchmark = before
+    spent: dict[str, list[float]] = {}
+    for event in profiler.events():
+        on_device = event.device_type != torch.autograd.DeviceType.CPU
+        if on_device or not torch.cuda.is_available():
+            found = spent.setdefault(event.name[:100], [0, 0.0])
+            found[0] += 1
+            found[1] += (event.self_device_time_total if on_device else event.cpu_time_total) / 1e3
+    largest = sorted(spent.items(), key=lambda item: -item[1][1])
+    return {
+        "kernels": [{"name": n, "calls": c, "milliseconds": ms} for n, (c, ms) in largest[:10]],
+        "all_milliseconds": sum(ms for _, ms in spent.values()),
+        "launches": sum(c for c, _ in spent.values()),
+    }
+
+
 def _working_memory(plan: Plan, model: PikFix, precision: Precision) -> Row:
     """Peak memory of similarity and colorize where the working size is twice the usual."""
     _reset_memory(plan)
@@ -219,7 +263,7 @@ def _working_memory(plan: Plan, model: PikFix, precision: Precision) -> Row:
     known["working_l"] = known["photo_l"]
     for spec in SYSTEM.steps(model.config):
         if not spec.takes_photos:
-            step = inference_step(model, spec.name, precision).to(plan.device)
+            step = inference_step(model, spec.name, precision, plan.device)
             known.update(step({t.name: known[t.name] for t in spec.inputs}))
     peak = _peak(plan)
     return {

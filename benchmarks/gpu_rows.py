@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Plan:
     concurrency: clients of the server at a time.
     seconds: of one timing.
     load_seconds: of one load on the server.
+    warm_seconds: of the load before, in which shapes are recorded.
     networks: presets or configurations, by name; None is the shipped checkpoint.
     packages: sub-nets that are compiled ahead of time.
     """
@@ -64,6 +66,8 @@ class Plan:
     concurrency: tuple[int, ...] = (8, 32, 1)
     seconds: float = 0.2
     load_seconds: float = 8.0
+    warm_seconds: float = 4.0
+    handover: str = "host"
     tiles: int = 12
     parity_side: int = 96
     networks: dict[str, Row | None] = field(
@@ -134,6 +138,7 @@ class Rows:
             found = figures()
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            traceback.print_exc()
             self.add(key, failed=f"{type(error).__name__}: {first}")
             if "CUDA error" in str(error):
                 raise BrokenDeviceError(first) from error

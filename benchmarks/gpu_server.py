@@ -49,6 +49,7 @@ def serve(plan: Plan, rows: Rows) -> None:
         if all(rows.has(key) for key in (*keys.values(), open_key)):
             continue
         repository = write_repository(plan, name)
+        _hand_over(repository, plan.handover)
         attempt = 1
         while rows.has(f"{name}, start {attempt}") and attempt < 9:  # of an earlier call
             attempt += 1
@@ -68,7 +69,7 @@ class Server:
         self._running = contextlib.ExitStack()
         self.name, self.port = name, 0
         side = plan.sides[0]
-        self.files = (picture(side, 1), picture(min(side, 256), 2, colour=True))
+        self.files = (picture(side, 1), picture(side, 2, colour=True))
 
     def start(self) -> Row:
         """Start it; RuntimeError says why it does not."""
@@ -86,9 +87,33 @@ class Server:
         self._running.close()
 
 
+def _hand_over(repository: Path, way: str) -> None:
+    """EXPERIMENT: how tensors go from step to step."""
+    for config in repository.glob("*/config.pbtxt"):
+        text = config.read_text()
+        if "free" in way:
+            text = re.sub(r"  default_queue_policy \{[^}]*\}\n", "", text)
+            text = re.sub(r"dynamic_batching \{\s*\}\n", "", text)
+        if "device" in way:
+            config.write_text(text)
+            continue
+        text = re.sub(r'(key: "device_outputs"\s+value \{\s+string_value: ")[^"]*', r"\1", text)
+        text = re.sub(
+            r'(key: "FORCE_CPU_ONLY_INPUT_TENSORS"\s+value \{\s+string_value: ")no', r"\1yes", text
+        )
+        config.write_text(text)
+
+
 def _loads(plan: Plan, rows: Rows, server: Server, keys: dict[int, str], open_key: str) -> None:
     facts = {"network": server.name, "side": plan.sides[0]}
     rates = []
+    most = max(plan.concurrency)
+    rows.measure(
+        f"{server.name}, warming {most} at a time",
+        functools.partial(
+            closed_loop, server.port, server.files, most, plan.warm_seconds, warming=server.name
+        ),
+    )
     for clients, key in keys.items():
         load = functools.partial(
             closed_loop, server.port, server.files, clients, plan.load_seconds, **facts
@@ -116,7 +141,7 @@ def write_repository(plan: Plan, name: str) -> Path:
     for step in ("decode_photo", "encode_photo"):
         shutil.copytree(ROOT / "model_repository" / step / "1", target / step / "1")
         config = target / step / "config.pbtxt"
-        count = max(1, cores // (4 if step == "decode_photo" else 2))
+        count = max(1, cores // 2)
         config.write_text(re.sub(r"count: \d+", f"count: {count}", config.read_text()))
     for ensemble in ("pikfix", "pikfix_photo"):
         (target / ensemble / "1").mkdir(exist_ok=True)
@@ -172,6 +197,7 @@ def running(plan: Plan, repository: Path) -> Iterator[tuple[int, list[str]]]:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in bound]
     words = [f"--model-repository={repository}"]
+    words.append(f"--cuda-memory-pool-byte-size=0:{4 << 30}")
     names = ("http", "grpc", "metrics")
     words += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
     code = "import sys; from pikfix.serving.tritonserver import main; sys.exit(main())"
@@ -325,9 +351,53 @@ def closed_loop(
         while time.monotonic() < end:
             load.one(connection, time.monotonic())
 
+    before = statistics_of(port)
+    busy = _busy_seconds()
     start = time.monotonic()
     _together([threading.Thread(target=client) for _ in range(clients)])
-    return {**facts, "clients": clients} | load.figures(time.monotonic() - start)
+    wall = time.monotonic() - start
+    steps = _difference(before, statistics_of(port))
+    cores = (_busy_seconds() - busy) / wall
+    return {**facts, "clients": clients, "busy_cores": cores, "steps": steps} | load.figures(wall)
+
+
+def _busy_seconds() -> float:
+    """Of all cores together, since the machine started."""
+    words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    idle = int(words[3]) + int(words[4])
+    return (sum(map(int, words[:8])) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+_PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+def statistics_of(port: int) -> dict[str, dict[str, float]]:
+    """What the server counts of each model: requests, runs, and nanoseconds of each phase."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/v2/models/stats")
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    found = {}
+    for model in answer["model_stats"]:
+        phases = {phase: float(model["inference_stats"][phase]["ns"]) for phase in _PHASES}
+        counts = {"requests": model["inference_count"], "runs": model["execution_count"]}
+        found[model["name"]] = phases | counts
+    return found
+
+
+def _difference(
+    before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]
+) -> dict[str, Row]:
+    """By model: runs, and milliseconds of a request in each phase."""
+    found = {}
+    for name, now in after.items():
+        then = before.get(name, {})
+        gained = {key: value - then.get(key, 0) for key, value in now.items()}
+        requests = gained["requests"]
+        if requests:
+            times = {f"{p}_ms": round(gained[p] / requests / 1e6, 2) for p in _PHASES}
+            found[name] = {"requests": requests, "runs": gained["runs"], **times}
+    return found
 
 
 def open_loop(

@@ -40,7 +40,11 @@ _LANES = 32
 
 
 def lower(
-    module: nn.Module, precision: Precision, ranges: Mapping[str, Tensor] | None = None
+    module: nn.Module,
+    precision: Precision,
+    ranges: Mapping[str, Tensor] | None = None,
+    *,
+    channel_multiple: int = 1,
 ) -> nn.Module:
     """The inference form of a module, by the kinds of its layers.
 
@@ -48,6 +52,8 @@ def lower(
         module: trained; copied, not changed.
         precision: of the arithmetic.
         ranges: of the inputs of its convolutions; needed for int8.
+        channel_multiple: what the channels of residual dense blocks are filled up to with zeros; a
+            GPU's matrix units take whole eights, and other numbers by way of copies.
 
     Returns:
         A module with the same inputs and outputs, of which those that its arithmetic gives are in
@@ -59,7 +65,7 @@ def lower(
             quantize(lowered, ranges or {})
     dtype = DTYPES[precision]
     _cast(lowered, dtype)
-    _replace(lowered)
+    _replace(lowered, channel_multiple)
     for part in lowered.modules():
         if isinstance(part, Entry):
             part.dtype = dtype
@@ -77,15 +83,15 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
             child.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _replace(module: nn.Module) -> None:
+def _replace(module: nn.Module, channel_multiple: int) -> None:
     """Put inference forms in place of blocks."""
     for name, child in module.named_children():
         if isinstance(child, DenseBlock):
             setattr(module, name, InPlaceDenseBlock(child))
         elif isinstance(child, ResidualDenseBlock):
-            setattr(module, name, LeanResidualDenseBlock(child))
+            setattr(module, name, LeanResidualDenseBlock(child, channel_multiple))
         else:
-            _replace(child)
+            _replace(child, channel_multiple)
 
 
 class InPlaceDenseBlock(nn.Module):
@@ -127,11 +133,23 @@ def _write(plain: Tensor, rectified: Tensor, part: Tensor, start: int) -> int:
 
 
 class LeanResidualDenseBlock(nn.Module):
-    """`ResidualDenseBlock` that rectifies and adds in place, for inference."""
+    """`ResidualDenseBlock` that rectifies and adds in place, for inference.
 
-    def __init__(self, block: ResidualDenseBlock) -> None:
+    Each unit's output may be filled up with channels of zeros, which nothing reads.
+    """
+
+    def __init__(self, block: ResidualDenseBlock, channel_multiple: int = 1) -> None:
         super().__init__()
+        units = [unit for unit in block.units if isinstance(unit, nn.Conv2d)]
+        growth = units[0].out_channels
+        filled = -(-growth // channel_multiple) * channel_multiple
         self.units, self.fuse = block.units, block.fuse
+        if filled != growth:
+            start = units[0].in_channels
+            self.units = nn.ModuleList(
+                _spread(unit, start, growth, filled, out_channels=filled) for unit in units
+            )
+            self.fuse = _spread(block.fuse, start, growth, filled, out_channels=start)
 
     def forward(self, x: Tensor) -> Tensor:
         features = x
@@ -139,6 +157,27 @@ class LeanResidualDenseBlock(nn.Module):
             features = torch.cat((features, unit(features).relu_()), dim=1)
         fused: Tensor = self.fuse(features)
         return fused.add_(x)
+
+
+def _spread(
+    layer: nn.Conv2d, start: int, growth: int, filled: int, *, out_channels: int
+) -> nn.Conv2d:
+    """A convolution whose inputs, after the first `start`, come in groups filled up with zeros."""
+    groups = (layer.in_channels - start) // growth
+    spread = nn.Conv2d(
+        start + groups * filled, out_channels, layer.kernel_size, padding=layer.padding
+    )
+    weight = layer.weight.new_zeros(out_channels, spread.in_channels, *layer.kernel_size)
+    given = layer.weight.detach()
+    weight[: layer.out_channels, :start] = given[:, :start]
+    for group in range(groups):
+        to, of = start + group * filled, start + group * growth
+        weight[: layer.out_channels, to : to + growth] = given[:, of : of + growth]
+    bias = weight.new_zeros(out_channels)
+    if layer.bias is not None:
+        bias[: layer.out_channels] = layer.bias.detach()
+    spread.weight, spread.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return spread.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class ReducedSimilarity(Similarity):

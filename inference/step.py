@@ -17,6 +17,9 @@ from pikfix.inference.quantized import vnni_supported
 from pikfix.systems.base import Precision, Step
 from pikfix.systems.registry import system_of
 
+GPU_CHANNELS = 8
+"""Half-precision matrix units take channels by this many."""
+
 _FORMAT = "pikfix inference step 2"
 _RANGE = "range."
 """Prefix of the names of activation ranges in the file of an int8 step."""
@@ -30,6 +33,7 @@ class InferenceStep(nn.Module):
         module: the step's, trained; copied, not changed.
         precision: of the arithmetic; a step that does not bear it has a higher one.
         ranges: of the inputs of its convolutions; needed for int8.
+        device: where it computes.
     """
 
     def __init__(
@@ -38,13 +42,17 @@ class InferenceStep(nn.Module):
         module: nn.Module,
         precision: Precision,
         ranges: Mapping[str, Tensor] | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         super().__init__()
         self.step, self.name = step, step.name
         self.precision = step.precision(precision)
         self.dtype = DTYPES[self.precision]
-        self.network = lower(module, self.precision, ranges)
-        self.eval().requires_grad_(False)
+        on_gpu = torch.device(device).type == "cuda"
+        self.network = lower(
+            module, self.precision, ranges, channel_multiple=GPU_CHANNELS if on_gpu else 1
+        )
+        self.eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,4 +139,4 @@ def load_step(path: Path, device: str | torch.device = "cpu") -> InferenceStep:
         )
     if precision == "int8" and torch.device(device).type != "cpu":
         raise ValueError(f"{path} is int8, which is for a CPU: export again with --precision fp16")
-    return InferenceStep(step, module, precision, ranges).to(device)
+    return InferenceStep(step, module, precision, ranges, device)

@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from pikfix.kernels import tiles
-from pikfix.kernels.correlation_warp_triton import LOG2_E
+from pikfix.kernels.correlation_warp_triton import LOG2_E, choose_splits
 
 
 def num_warps(separate: bool) -> int:
@@ -273,6 +273,34 @@ def warp_kernel(
             [1],
             [24],
         )  # fmt: skip
+
+
+def tile_for(
+    query: Tensor, key: Tensor, values: Tensor, key_mask: Tensor | None, table: tiles.Table
+) -> tiles.Tile | None:
+    """The tile of a problem that this form takes, and fills the GPU with; None for others.
+
+    Half precision on Hopper, without a mask, C a power of two and D a multiple of 16.
+    """
+    channels, width = query.shape[2], values.shape[2]
+    if not (
+        table.capability == 90
+        and query.is_cuda
+        and query.dtype in {torch.float16, torch.bfloat16}
+        and key_mask is None
+        and channels >= 16
+        and channels.bit_count() == 1
+        and width % 16 == 0
+        and max(t.numel() for t in (query, key, values)) < 2**31
+    ):
+        return None
+    try:
+        tile = table.find("gluon", channels, width, query.element_size())
+    except ValueError:  # too wide for it
+        return None
+    batch, queries, _ = query.shape
+    programs = tiles.cdiv(queries, tile.rows) * tiles.cdiv(width, tile.chunk) * batch
+    return tile if choose_splits(programs, key.shape[1], tile, table.multiprocessors) == 1 else None
 
 
 def layouts(element: gl.dtype, block_m: int, channels: int, block_d: int):

@@ -381,6 +381,13 @@ def _forward(
     batch, queries, channels = query.shape
     keys, width = values.shape[1:]
     table = tiles.table_for(query.device)
+    if tile is None and splits is None and not fp32_output and launcher is tiles.direct:
+        # Built on this module's parts; and only Hopper's compiler knows it.
+        from pikfix.kernels import correlation_warp_gluon  # noqa: PLC0415
+
+        found = correlation_warp_gluon.tile_for(query, key, values, key_mask, table)
+        if found is not None:
+            return correlation_warp_gluon.forward(query, key, values, temperature, tile=found)
     if tile is None:
         tile = table.find("forward", channels, width, query.element_size())
     if tile.fixed_offset:

@@ -7,7 +7,7 @@ itself is tested there. Errors of memory have the code out_of_memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,13 @@ class DeviceTensors(HostTensors):
     def dtype(self, values: Tensor) -> np.dtype[Any]:
         return np.dtype(_NUMPY.get(values.dtype, np.void))
 
-    def finite(self, values: Tensor) -> bool:
-        low, high = values.aminmax()
-        return bool(torch.stack((low, high)).isfinite().all())
+    def not_finite(self, values: Mapping[str, Tensor]) -> str | None:
+        # One wait for the device, however many tensors there are.
+        if not values:
+            return None
+        good = [torch.stack(value.aminmax()).isfinite().all() for value in values.values()]
+        flags = torch.stack(good).tolist()
+        return next((name for name, flag in zip(values, flags, strict=True) if not flag), None)
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))
@@ -176,7 +180,7 @@ class DeviceNetwork:
                 if tiled and tiling is not None:
                     answers = self._tiled(image, tiling, before_tile)
                 else:
-                    answers = self.graphs.run(self.step.name, self.step, inputs)
+                    answers = self._in_parts(inputs)
                 return self.tensors.deliver({name: answers[name] for name in outputs})
             except torch.OutOfMemoryError as error:
                 problem = str(error).split(". ")[0]
@@ -198,6 +202,19 @@ class DeviceNetwork:
                     "picture or fewer references, or export with --precision fp16",
                 )
             self._report(f"out of GPU memory: {tuple(image.shape)} in tiles of {tiling.pixels}")
+
+    def _in_parts(self, inputs: Named) -> Named:
+        """A batch as parts of 8, 4, 2 and 1: few sizes are recorded soon, and waste nothing."""
+        parts = []
+        start, batch = 0, len(inputs[self.inputs[0]])
+        while start < batch:
+            stop = start + (1 << ((batch - start).bit_length() - 1))
+            given = {name: value[start:stop] for name, value in inputs.items()}
+            parts.append(self.graphs.run(self.step.name, self.step, given))
+            start = stop
+        if len(parts) == 1:
+            return parts[0]
+        return {name: self.tensors.merge([part[name] for part in parts]) for name in parts[0]}
 
     def _tiled(self, image: Tensor, tiling: Tiling, before_tile: Callable[[], None]) -> Named:
         name, output = self.inputs[0], self.outputs[0]

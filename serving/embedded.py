@@ -152,6 +152,9 @@ def environment(installation: Installation, link: Link) -> dict[str, str]:
     # The stub's embedded interpreter finds its environment as `python3` on the PATH; without
     # this, a virtual environment that is not activated would lose its packages. It looks for
     # `pyvenv.cfg` one folder up, so the link is to that folder.
+    # Steps multiply pictures by 3 x 3 matrices: threads for that, in every process, would keep the
+    # cores of all others busy with waiting for each other.
+    env.setdefault("OPENBLAS_NUM_THREADS", "1")
     scripts = Path(sys.executable).parent
     if os.pathsep in str(scripts):
         scripts = link(scripts.parent) / scripts.name

@@ -7,6 +7,7 @@ copied out of it, so that no later replay changes what somebody still reads.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,8 +87,37 @@ def recorder(device: torch.device) -> Recorder:
     """What records on a device."""
     if device.type != "cuda":
         return Repeated
-    pool = torch.cuda.graph_pool_handle()
-    return lambda function, inputs: CudaGraph(function, inputs, pool)
+    pool = SharedPool(torch.cuda.graph_pool_handle)
+
+    def record(function: Function, inputs: Mapping[str, Tensor]) -> CudaGraph:
+        graph = CudaGraph(function, inputs, pool.handle())
+        pool.add(graph)
+        return graph
+
+    return record
+
+
+class SharedPool:
+    """The pool of the graphs that live: one whose last graph has gone cannot be used again.
+
+    Args:
+        make: a new pool's handle.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """For the next graph."""
+        if not self._graphs:
+            self._handle = self._make()
+        return self._handle
+
+    def add(self, graph: Any) -> None:
+        """Count a graph of this pool for as long as it lives."""
+        self._graphs.add(graph)
 
 
 class GraphCache:

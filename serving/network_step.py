@@ -11,7 +11,7 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -49,10 +49,13 @@ class HostTensors:
         """Their type, as numpy names it."""
         return np.dtype(values.dtype)
 
-    def finite(self, values: Values) -> bool:
-        """Whether none of them is NaN or infinity."""
-        # Two reductions instead of isfinite: no temporary of the array's size.
-        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+    def not_finite(self, values: Mapping[str, Values]) -> str | None:
+        """The name of the first of some values that holds NaN or infinity; None if none does."""
+        for name, array in values.items():
+            # Two reductions instead of isfinite: no temporary of the array's size.
+            if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+                return name
+        return None
 
     def merge(self, parts: Sequence[Values]) -> Values:
         """One batch of several."""
@@ -346,6 +349,10 @@ class NetworkStep:
                     continue
                 raise StepError("bad_tensor", f"{name} is missing")
             inputs[name] = self._check(name, entry, self._tensors.read(tensor))
+        floats = {n: v for n, v in inputs.items() if self._tensors.dtype(v).kind == "f"}
+        bad = self._tensors.not_finite(floats)
+        if bad is not None:
+            raise StepError("bad_tensor", f"{bad} holds NaN or infinity; send finite values")
         wanted = request.requested_output_names()
         outputs = [name for name in self._outputs if name in wanted]
         return Item(index, request, inputs, outputs, deadline_ms)
@@ -371,8 +378,6 @@ class NetworkStep:
                 f"{name} is {array.shape[-2]} x {array.shape[-1]}; "
                 f"pad both sides to multiples of {multiple}",
             )
-        if dtype.kind == "f" and not self._tensors.finite(array):
-            raise StepError("bad_tensor", f"{name} holds NaN or infinity; send finite values")
         return array
 
     def _answer(self, group: list[Item], responses: list[Any]) -> None:

@@ -174,7 +174,7 @@ class PyTorch:
             for side in _WARM_SIDES
         ]
         for shapes in itertools.chain.from_iterable(warmed):
-            for batch in (1, self._settings.max_batch_size):
+            for batch in _powers_of_two(self._settings.max_batch_size):
                 warmup = config.model_warmup.add(batch_size=batch, count=2)
                 for tensor in model.inputs:
                     value = warmup.inputs[tensor.name]
@@ -187,6 +187,11 @@ class PyTorch:
     def versions(self) -> dict[str, str]:
         """Of PyTorch, which the manifest has anyway."""
         return {"torch": torch.__version__}
+
+
+def _powers_of_two(most: int) -> list[int]:
+    """The sizes that a batch is run in on a GPU, see `pikfix.serving.device_network`."""
+    return [1 << bit for bit in range(most.bit_length())]
 
 
 def step_runner(path: Path, device: str = "cpu") -> Runner:

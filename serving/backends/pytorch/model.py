@@ -128,6 +128,9 @@ class TritonPythonModel(NetworkStep):
             tensors = DeviceTensors(device, names_of(config, "device_outputs"))
             if device.type == "cuda":
                 torch.cuda.set_device(device)
+                # The host only copies: threads for that would keep the cores of all other steps
+                # busy with waiting for each other.
+                torch.set_num_threads(1)
                 # An error of 1e-3 is that of half precision, and float32 was asked for.
                 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             network = DeviceNetwork(config, path, tensors, pb_utils.Logger.log_warn)
