@@ -146,8 +146,8 @@ def command(
     What is exported is compared with PyTorch first; where it differs, the repository stays as
     it was.
 
-    On a CPU 8 photos may wait before decoding and 10 before the networks, four times as many on a
-    GPU; change max_queue_size in the models' config.pbtxt.
+    On a CPU 16 photos are worked on at a time, four times as many on a GPU; change max_in_flight
+    in the config.pbtxt of decode_photo.
     """
     import json
 

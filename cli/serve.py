@@ -54,9 +54,9 @@ def command(
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM.
 
-    It is restarted when it, or one of its steps, dies. Each model's queue is as long as
-    max_queue_size in its config.pbtxt says, 8 photos before decoding and 10 before the networks as
-    `pikfix export` writes it; further ones are refused at once, and clients send them again.
+    It is restarted when it, or one of its steps, dies. It works on as many photos at a time as
+    max_in_flight in the config.pbtxt of decode_photo says, 16 as `pikfix export` writes it for a
+    CPU; further ones are refused at once, and clients send them again.
     """
     from pikfix.serving.server import run_until_signal, start_server
 

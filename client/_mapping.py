@@ -72,6 +72,7 @@ CODE_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
         "bad_options": InvalidOptionsError,
         "photo_too_large": PhotoTooLargeError,
         "bad_tensor": InvalidTensorError,
+        "busy": ServerBusyError,
         "deadline_exceeded": DeadlineExceededError,
         "out_of_memory": StepFailedError,
         "internal": StepFailedError,

@@ -27,14 +27,10 @@ class ServingSettings:
         256 x 256 keep it busy.
     queue_delay_us: how long a request waits for others of its shape. A photo takes tens to
         thousands of milliseconds, so half a millisecond costs nothing that a client can see.
-    first_queue_size: requests that wait before the first step. It is the smallest of the queues:
-        what has passed it holds tensors, 10 to 100 times larger than the file, and must not be
-        refused later.
-    restore_queue_size: requests that wait before `restore`, where work begins: decoding is quick,
-        so under overload this is the queue that fills. On two cores ten photos wait for
-        about eight seconds; of 24, under twice the load they could bear, most outlived the 20
-        seconds that their clients waited.
-    queue_size: requests that wait before each later step.
+    max_in_flight: photos that are worked on or wait between decoding and encoding; further ones
+        are refused at once (`pikfix.photos.in_flight`). On two cores ten photos wait for about
+        eight seconds; of 24, under twice the load they could bear, most outlived the 20 seconds
+        that their clients waited.
     max_pixels: of a photo; more are refused before decoding.
     reference_side: references are scaled down to this longest side, or to the photo's where it is
         shorter. A quarter of a 512-pixel side gives 16384 keys per reference.
@@ -47,9 +43,7 @@ class ServingSettings:
 
     max_batch_size: int = 8
     queue_delay_us: int = 500
-    first_queue_size: int = 8
-    restore_queue_size: int = 10
-    queue_size: int = 64
+    max_in_flight: int = 16
     max_pixels: int = DEFAULT_MAX_PIXELS
     reference_side: int = DEFAULT_REFERENCE_SIDE
     tile_pixels: int = 1 << 20
@@ -81,13 +75,10 @@ def build_configs(
         placement: the server they are for, and where on it they run.
     """
     settings, placement = settings or ServingSettings(), placement or Placement()
-    queue_size = placement.queue_size(settings.restore_queue_size)
-    settings = replace(settings, restore_queue_size=queue_size)
     configs = {}
     steps = system.steps(config)
     for step in steps:
-        first = step is steps[0]
-        configs[step.name] = _network(step, runtimes[step.name], settings, first=first)
+        configs[step.name] = _network(step, runtimes[step.name], settings)
         placement.adapt_subnet(step, configs[step.name])
     configs.update(fixed_configs(system, settings, placement, config=config))
     batches = [configs[step.name].max_batch_size for step in steps]
@@ -117,10 +108,7 @@ def fixed_configs(
         config: of the networks, whose halos and names are the same for all; a default when None.
     """
     settings, placement = settings or ServingSettings(), placement or Placement()
-    settings = replace(
-        settings,
-        first_queue_size=placement.queue_size(settings.first_queue_size),
-    )
+    settings = replace(settings, max_in_flight=placement.in_flight(settings.max_in_flight))
     steps = system.steps(config or system.config_type())
     configs = {
         model.name: _python_step(model, steps, settings, placement) for model in system.python_steps
@@ -128,7 +116,7 @@ def fixed_configs(
     models = {model.name: model for model in (*steps, *system.python_steps)}
     for ensemble in system.ensembles:
         configs[ensemble.name] = _ensemble(ensemble, models, settings)
-        placement.adapt_ensemble(configs[ensemble.name], settings.queue_size)
+        placement.adapt_ensemble(configs[ensemble.name], settings.max_in_flight)
     return configs
 
 
@@ -168,24 +156,11 @@ def _base(model: Model, settings: ServingSettings) -> pb.ModelConfig:
     return message
 
 
-def _schedule(message: pb.ModelConfig, queue_size: int, delay_us: int) -> None:
-    batching = message.dynamic_batching
-    batching.max_queue_delay_microseconds = delay_us
-    policy = batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.allow_timeout_override = True
-    policy.max_queue_size = queue_size
-
-
-def _network(
-    step: Step, runtime: ConfiguresBackend, settings: ServingSettings, *, first: bool
-) -> pb.ModelConfig:
+def _network(step: Step, runtime: ConfiguresBackend, settings: ServingSettings) -> pb.ModelConfig:
     message = _base(step, settings)
     runtime.configure(step, message)
-    # The first is also the first step of an ensemble of tensors, but the bound that protects the
-    # server is the decoding step's: photos it accepted must find room here.
-    size = settings.restore_queue_size if first else settings.queue_size
-    _schedule(message, size, settings.queue_delay_us)
+    # Without a queue policy: see pikfix.photos.in_flight.
+    message.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     message.model_warmup.append(_warmup(step, message))
     return message
 
@@ -201,7 +176,7 @@ def _python_step(
     # One at a time: a batch would be worked off by one instance while the other has nothing to do.
     message.dynamic_batching.preferred_batch_size.append(1)
     if any(tensor.dtype == "FP32" for tensor in model.outputs):  # it decodes
-        _schedule(message, settings.first_queue_size, 0)
+        set_parameter(message, "max_in_flight", settings.max_in_flight)
         set_parameter(message, "max_pixels", settings.max_pixels)
         for name, largest in (
             ("max_side", placement.max_side(steps)),
@@ -211,8 +186,6 @@ def _python_step(
                 set_parameter(message, name, largest)
         set_parameter(message, "bucket_sides", ",".join(map(str, placement.bucket_sides)))
         set_parameter(message, "reference_side", settings.reference_side)
-    else:
-        _schedule(message, settings.queue_size, 0)
     return message
 
 

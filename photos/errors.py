@@ -12,6 +12,7 @@ ErrorCode = Literal[
     "bad_options",
     "photo_too_large",
     "bad_tensor",
+    "busy",
     "deadline_exceeded",
     "internal",
 ]

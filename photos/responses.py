@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pikfix.photos.errors import PhotoError
 
@@ -19,7 +20,7 @@ def error_text(step: str, error: PhotoError) -> str:
 def respond(
     backend: Any,
     step: str,
-    work: Callable[[Any], Mapping[str, Any]],
+    work: Callable[[Any], Mapping[str, npt.NDArray[Any]]],
     request: Any,
 ) -> Any:
     """Run a step on one request, so that a failure is the answer to this request alone.
@@ -27,20 +28,20 @@ def respond(
     Args:
         backend: the module ``triton_python_backend_utils``, which exists inside the server only.
         step: the model's name.
-        work: request -> output name -> numpy array, or a contiguous tensor that has DLPack and
-            may lie on a GPU.
+        work: request -> output name -> numpy array.
         request: an ``InferenceRequest``.
 
     Returns:
-        An ``InferenceResponse`` with the outputs, or with the error: CANCELLED for a deadline
-        (clients retry UNAVAILABLE, which would be in vain), INTERNAL for what should not
-        happen (its traceback goes to the server's log), INVALID_ARG for everything else.
+        An ``InferenceResponse`` with the outputs, or with the error: UNAVAILABLE, which clients
+        retry, where there is no room, CANCELLED for a deadline, where that would be in vain,
+        INTERNAL for what should not happen (its traceback goes to the server's log), INVALID_ARG
+        for everything else.
     """
     try:
         outputs = work(request)
     except PhotoError as error:
-        late = error.code == "deadline_exceeded"
-        code = backend.TritonError.CANCELLED if late else backend.TritonError.INVALID_ARG
+        status = {"busy": "UNAVAILABLE", "deadline_exceeded": "CANCELLED"}
+        code = getattr(backend.TritonError, status.get(error.code, "INVALID_ARG"))
         return _failure(backend, step, error, code)
     # The server would fail every request of the batch, and without the step's name.
     except Exception as error:
@@ -48,10 +49,7 @@ def respond(
         failure = PhotoError("internal", f"{type(error).__name__}: see the server's log")
         return _failure(backend, step, failure, backend.TritonError.INTERNAL)
     tensors = [
-        backend.Tensor(name, np.ascontiguousarray(values))
-        if isinstance(values, np.ndarray)
-        else backend.Tensor.from_dlpack(name, values)
-        for name, values in outputs.items()
+        backend.Tensor(name, np.ascontiguousarray(values)) for name, values in outputs.items()
     ]
     return backend.InferenceResponse(output_tensors=tensors)
 

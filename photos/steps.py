@@ -69,7 +69,7 @@ def config_value(parameters: Mapping[str, Any], name: str, default: T) -> T:
     return int(text)
 
 
-def check_deadline(parameters: str | None, now: float | None = None) -> None:
+def check_deadline(parameters: str | None, now: float | None = None) -> float | None:
     """Stop work that nobody waits for any more.
 
     The server times out what waits in a queue, never what runs, so each step asks for itself.
@@ -79,12 +79,15 @@ def check_deadline(parameters: str | None, now: float | None = None) -> None:
             in milliseconds of Unix time.
         now: Unix time in seconds; the clock's where None.
 
+    Returns:
+        The deadline as Unix time in seconds; None where there is none.
+
     Raises:
         PhotoError: ``deadline_exceeded``; ``bad_options`` where the value is no integer.
     """
     deadline = json.loads(parameters).get("deadline_unix_ms") if parameters else None
     if deadline is None:
-        return
+        return None
     if not isinstance(deadline, int) or isinstance(deadline, bool):
         raise PhotoError("bad_options", "deadline_unix_ms must be an integer: Unix time in ms")
     late = (time.time() if now is None else now) * 1000.0 - deadline
@@ -93,6 +96,7 @@ def check_deadline(parameters: str | None, now: float | None = None) -> None:
             "deadline_exceeded",
             f"the deadline passed {late:.0f} ms ago: allow more time, or try when load is lower",
         )
+    return deadline / 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,6 +324,7 @@ class PhotoNotes:
         decode_seconds: time spent in decode_photo, on the whole request.
         decoded_at: Unix time in seconds at which decode_photo was done.
         kept: what passes the networks by; None where they get the whole picture.
+        place: of the photo among those in flight, which encode_photo gives back.
     """
 
     size: tuple[int, int]
@@ -338,6 +343,7 @@ class PhotoNotes:
     decode_seconds: float = 0.0
     decoded_at: float = 0.0
     kept: Kept | None = None
+    place: int | None = None
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""

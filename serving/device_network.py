@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton_python_backend_utils as pb_utils
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from pikfix.inference import load_step
 from pikfix.serving.graphs import GraphCache, Named, recorder
@@ -66,33 +64,29 @@ def device_of(args: dict[str, str]) -> torch.device:
 
 
 class DeviceTensors(HostTensors):
-    """Tensors on a device; what comes from the host or goes there passes through pinned memory.
+    """Tensors on a device, which come from the host and go there through pinned memory.
+
+    From step to step, too: the python backend hands tensors on a GPU on through the server's pool
+    of CUDA memory, and where that is full, its copy fails, is logged, and the answer is what lay in
+    the buffer before (python_backend, src/pb_memory.cc, CopyBuffer: pinned memory is no case of
+    it).
 
     Args:
         device: where the network computes.
-        kept: outputs that stay there, since the next step takes them there.
     """
 
-    def __init__(self, device: torch.device, kept: frozenset[str] = frozenset()) -> None:
-        self.device, self.kept = device, kept
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._pinned = device.type == "cuda"
 
     def read(self, tensor: Any) -> Tensor:
-        """The values on the device; a tensor of another step on it is taken as it lies there."""
-        if not tensor.is_cpu():
-            return from_dlpack(tensor.to_dlpack()).to(self.device)
+        """The values on the device."""
         values = torch.from_numpy(tensor.as_numpy())
         if not self._pinned:
             return values
         # PyTorch keeps freed pinned memory, and until copies out of it have ended.
         staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         return staged.copy_(values).to(self.device, non_blocking=True)
-
-    def write(self, name: str, values: Any) -> Any:
-        """By DLPack what stays on the device."""
-        if isinstance(values, Tensor):
-            return pb_utils.Tensor.from_dlpack(name, values.contiguous())
-        return pb_utils.Tensor(name, values)
 
     def dtype(self, values: Tensor) -> np.dtype[Any]:
         return np.dtype(_NUMPY.get(values.dtype, np.void))
@@ -118,9 +112,7 @@ class DeviceTensors(HostTensors):
         """Outputs as `write` takes them, all of them computed when this returns."""
         found: dict[str, Any] = {}
         for name, value in results.items():
-            if name in self.kept:
-                found[name] = value
-            elif self._pinned:
+            if self._pinned:
                 host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
                 found[name] = host.copy_(value, non_blocking=True).numpy()
             else:

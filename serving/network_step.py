@@ -200,12 +200,6 @@ def parameter(config: dict[str, Any], name: str, default: int) -> int:
         ) from None
 
 
-def names_of(config: dict[str, Any], name: str) -> frozenset[str]:
-    """Names, separated by commas, in the config's `parameters`."""
-    entry = config.get("parameters", {}).get(name, {"string_value": ""})
-    return frozenset(part.strip() for part in entry["string_value"].split(",") if part.strip())
-
-
 def threads_per_instance(config: dict[str, Any]) -> int:
     """Threads for one instance: `intra_op_thread_count`, by default its share of the cores."""
     # A group with GPUs has its count of instances on each of them.

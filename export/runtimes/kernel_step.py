@@ -48,10 +48,9 @@ class KernelStep:
         return CHECKPOINT_FILE, runner
 
     def configure(self, model: Step, config: pb.ModelConfig) -> None:
-        """Name the python backend, which may leave tensors on the GPU: the step uses DLPack."""
+        """Name the python backend."""
         config.backend = "python"
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
-        set_parameter(config, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
         set_parameter(config, "precision", self._precision)
 
     def versions(self) -> dict[str, str]:

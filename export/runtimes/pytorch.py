@@ -2,7 +2,7 @@
 
 They run as inference forms (`pikfix.inference`): half precision, channels_last, dense
 blocks on one buffer; or, in int8, with bytes inside those blocks (`pikfix.inference.quantized`). On
-a GPU they run in CUDA graphs, with the fused kernels, and hand tensors on without the host.
+a GPU they run in CUDA graphs, with the fused kernels.
 
 AOTInductor packages would be the other way. Tried once, on `restore` at full width (torch 2.13,
 AVX512-BF16, weights frozen): 100 s to compile, and 11 dB from float32 where bfloat16 forms have
@@ -154,15 +154,6 @@ class PyTorch:
         # No list of GPUs: one instance on each that the server sees.
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
         set_parameter(config, "graphs", GPU_GRAPHS)
-        # What another step on the GPU takes stays there.
-        others = system_of(model.system).steps(model.config)
-        taken = {t.name for other in others for t in other.inputs}
-        given = {t.name for other in others for t in other.outputs}
-        kept = [tensor.name for tensor in model.outputs if tensor.name in taken]
-        if kept:
-            set_parameter(config, "device_outputs", ",".join(kept))
-        if any(tensor.name in given for tensor in model.inputs):
-            set_parameter(config, "FORCE_CPU_ONLY_INPUT_TENSORS", "no")
         if "tile_pixels" in config.parameters:
             set_parameter(config, "tile_pixels", GPU_TILE_PIXELS)
         # Kernels are compiled and graphs recorded before a client waits: a shape is recorded the

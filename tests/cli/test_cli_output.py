@@ -112,13 +112,14 @@ def test_one_stem_in_several_formats_loses_nothing(restore, picture, tmp_path):
     assert "4 skipped" in done.stderr
 
 
-def test_the_help_tells_the_queues_that_are_exported(pikfix):
+def test_the_help_tells_the_bound_that_is_exported(pikfix):
     from pikfix.export.configs import ServingSettings
 
     settings = ServingSettings()
-    said = f"{settings.first_queue_size} photos"
-    for command in ("serve", "export"):
+    for command, said in (
+        ("serve", f"of decode_photo says, {settings.max_in_flight} as"),
+        ("export", f"On a CPU {settings.max_in_flight} photos are worked on at a time"),
+    ):
         text = " ".join(pikfix(command, "--help").stdout.split())
         assert said in text
-        assert f"{settings.restore_queue_size} before the networks" in text
-        assert "max_queue_size" in text
+        assert "max_in_flight" in text

@@ -267,15 +267,15 @@ def compatible(a: list[int], b: list[int]) -> bool:
     return len(a) == len(b) and all(x == y or -1 in (x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_the_first_queue_is_the_smallest() -> None:
+def test_no_batcher_has_a_policy_and_the_first_step_bounds_the_photos() -> None:
+    """With a policy a batcher sleeps while its instances are free."""
     configs = onnx_configs(PikFixConfig())
-    sizes = {
-        name: config.dynamic_batching.default_queue_policy.max_queue_size
-        for name, config in configs.items()
-        if config.platform != "ensemble"
-    }
-    first = sizes.pop("decode_photo")
-    assert 0 < first < min(sizes.values())
+    for config in configs.values():
+        batching = config.dynamic_batching
+        assert not batching.HasField("default_queue_policy")
+        assert not batching.priority_levels
+    bound = configs["decode_photo"].parameters["max_in_flight"].string_value
+    assert int(bound) == ServingSettings().max_in_flight
 
 
 def test_warm_up_fits_the_inputs() -> None:

@@ -118,7 +118,7 @@ def test_settings_of_newer_servers_stay_away_from_older_ones() -> None:
         old = configs("embedded", "onnxruntime", "cuda")[name].ensemble_scheduling
         new = configs("ngc", "onnxruntime", "cuda")[name].ensemble_scheduling
         assert old.max_inflight_requests == 0
-        assert new.max_inflight_requests == ServingSettings().queue_size
+        assert new.max_inflight_requests == 4 * ServingSettings().max_in_flight  # on a GPU
 
 
 def test_only_a_pure_and_versioned_step_is_cached() -> None:

@@ -76,7 +76,7 @@ def on_cpu(gpu_export: Exported) -> Path:
     return folder
 
 
-def test_configs_ask_for_gpus_graphs_and_tensors_that_stay(gpu_export: Exported) -> None:
+def test_configs_ask_for_gpus_graphs_and_tensors_of_the_host(gpu_export: Exported) -> None:
     folder, manifest, lines = gpu_export
     assert (manifest.device, manifest.precision, manifest.target) == ("cuda", "fp16", "embedded")
     found = {name: read_config(folder, name) for name in NETWORKS}
@@ -88,15 +88,9 @@ def test_configs_ask_for_gpus_graphs_and_tensors_that_stay(gpu_export: Exported)
         assert int(parameters(config)["graphs"]) > 0
         # A shape is recorded the second time it comes.
         graphs = [w for w in config.model_warmup if w.count == 2]
-        assert {w.batch_size for w in graphs} == {1, 8}
-    assert parameters(found["restore"])["device_outputs"] == "repaired_l"
-    assert parameters(found["tone"])["device_outputs"] == "working_l"
-    assert parameters(found["tone"])["FORCE_CPU_ONLY_INPUT_TENSORS"] == "no"
-    assert "FORCE_CPU_ONLY_INPUT_TENSORS" not in parameters(found["restore"])
-    kept = parameters(found["similarity"])["device_outputs"].split(",")
-    assert kept == [f"{kind}_{i}" for kind in ("warped", "confidence") for i in range(1, 5)]
-    assert parameters(found["colorize"])["FORCE_CPU_ONLY_INPUT_TENSORS"] == "no"
-    assert "device_outputs" not in parameters(found["colorize"])
+        assert {w.batch_size for w in graphs} == {1, 2, 4, 8}
+        # What stays on a GPU between python steps can be lost on its way.
+        assert "FORCE_CPU_ONLY_INPUT_TENSORS" not in parameters(config)
     if not torch.cuda.is_available():
         assert set(manifest.tested_on.values()) == {"CPU x86_64"}
         assert "says nothing about a GPU's arithmetic" in lines[0]

@@ -19,16 +19,12 @@ from pikfix.networks import load_checkpoint
 
 
 class FakeTensor:
-    def __init__(self, name: str, values: Tensor) -> None:
-        self.name, self.values = name, values
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        assert values.flags.c_contiguous and values.dtype == np.float32
+        self.name, self.values = name, torch.from_numpy(values)
 
-    @staticmethod
-    def from_dlpack(name: str, values: Tensor) -> FakeTensor:
-        assert values.is_contiguous() and values.dtype == torch.float32
-        return FakeTensor(name, torch.from_dlpack(values))
-
-    def to_dlpack(self) -> Any:
-        return torch.utils.dlpack.to_dlpack(self.values)
+    def as_numpy(self) -> np.ndarray:
+        return self.values.numpy()
 
 
 class FakeRequest:
@@ -60,7 +56,9 @@ def step(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> A
     fake = types.ModuleType("triton_python_backend_utils")
     fake.Tensor, fake.InferenceResponse, fake.TritonError = FakeTensor, FakeResponse, FakeError  # type: ignore[attr-defined]
     fake.Logger = types.SimpleNamespace(log_error=lambda text: None)  # type: ignore[attr-defined]
-    fake.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request.tensors[name])  # type: ignore[attr-defined]
+    fake.get_input_tensor_by_name = lambda request, name: FakeTensor(
+        name, request.tensors[name].numpy()
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     threads = torch.get_num_threads()
     (tmp_path / "1").mkdir()

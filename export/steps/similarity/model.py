@@ -1,7 +1,8 @@
 """The similarity sub-net as a python step: its correlation runs on the fused operators.
 
-The N x M map is never written, so memory is linear in both pictures. Tensors pass by DLPack: on a
-GPU nothing goes through the host. Requests of equal shapes are one batch to the network. Needs
+The N x M map is never written, so memory is linear in both pictures. Tensors come from the host
+and go there: what a python step answers from a GPU may arrive as what lay in the buffer before
+(`pikfix.serving.device_network`). Requests of equal shapes are one batch to the network. Needs
 torch and pikfix in the server's environment.
 
 Parameter of the config:
@@ -27,10 +28,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import triton_python_backend_utils as pb_utils
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from pikfix.inference import reduced_similarity
 from pikfix.networks import SIDE_MULTIPLE, load_checkpoint
@@ -46,6 +47,7 @@ several. Nothing else of a kernel depends on sizes."""
 
 Inputs = tuple[Tensor, ...]
 Outputs = Mapping[str, Tensor]
+Answer = Mapping[str, npt.NDArray[Any]]
 
 
 class TritonPythonModel:
@@ -55,7 +57,8 @@ class TritonPythonModel:
         """Load the checkpoint beside this file; on a GPU, have the kernels compiled."""
         on_gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        # Beside a GPU the host only copies.
+        torch.set_num_threads(1 if on_gpu else len(os.sched_getaffinity(0)))
         torch.set_flush_denormal(True)
         parameters = json.loads(args["model_config"]).get("parameters", {})
         precision = parameters.get("precision", {"string_value": "fp32"})["string_value"]
@@ -108,9 +111,9 @@ class TritonPythonModel:
             warped, confidence, share = self.similarity.with_share(*inputs)
         outputs = {"reference_share": share}
         for level, (colours, best) in enumerate(zip(warped, confidence, strict=True), 1):
-            outputs[f"warped_{level}"] = colours.float().contiguous()
-            outputs[f"confidence_{level}"] = best.float().contiguous()
-        return outputs
+            outputs[f"warped_{level}"] = colours
+            outputs[f"confidence_{level}"] = best
+        return {name: values.float().cpu().contiguous() for name, values in outputs.items()}
 
     def _read(self, request: Any) -> Inputs:
         check_deadline(request.parameters())
@@ -124,7 +127,7 @@ class TritonPythonModel:
 
     def _input(self, request: Any, name: str) -> torch.Tensor:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
-        values = from_dlpack(tensor.to_dlpack()).to(self.device)
+        values = torch.from_numpy(tensor.as_numpy()).to(self.device)
         shape = list(values.shape)
         if values.ndim != RANKS[name] or not values.numel():
             raise PhotoError("bad_tensor", f"{name} has shape {shape}")
@@ -139,7 +142,7 @@ class TritonPythonModel:
         return values
 
 
-def _result(outcome: Outputs | Exception, _: Any) -> Outputs:
+def _result(outcome: Outputs | Exception, _: Any) -> Answer:
     if isinstance(outcome, Exception):
         raise outcome
-    return outcome
+    return {name: values.numpy() for name, values in outcome.items()}

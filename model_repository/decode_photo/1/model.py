@@ -10,9 +10,10 @@ Outputs:
     photo_info     BYTES [B, 1]               notes for encode_photo
 Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
 bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references,
-which otherwise have the scale of the photo where it is matched with them),
-max_references; and, for references that the server chooses: library (its folder; else that of the
-environment variable PIKFIX_LIBRARY), library_references (how many for a photo; else as
+which otherwise have the scale of the photo where it is matched with them), max_references;
+max_in_flight (photos between this step and encode_photo, beyond which it refuses; no bound without
+it); and, for references that the server chooses: library (its folder; else that of the environment
+variable PIKFIX_LIBRARY), library_references (how many for a photo; else as
 PIKFIX_LIBRARY_REFERENCES says), reference_cache (pictures kept).
 Metric: pikfix_reference_cache_total, lookups by result, hit or miss.
 
@@ -22,6 +23,7 @@ A request that fails answers ``[decode_photo] code: message``; others of its bat
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -47,6 +49,7 @@ from pikfix.photos import (
     photo_luminance,
 )
 from pikfix.photos.domain import Content, find_content
+from pikfix.photos.in_flight import InFlight
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import (
@@ -96,6 +99,8 @@ class TritonPythonModel:
         self.max_side = config_value(parameters, "max_side", self.max_pixels)
         self.reference_side = config_value(parameters, "reference_side", DEFAULT_REFERENCE_SIDE)
         self.max_references = config_value(parameters, "max_references", DEFAULT_MAX_REFERENCES)
+        self.max_in_flight = config_value(parameters, "max_in_flight", 0)
+        self._in_flight = InFlight.of_this_server()
         if self.reference_side < 32:
             raise ValueError("parameter reference_side must be at least 32")
         default_sides = ",".join(map(str, DEFAULT_BUCKET_SIDES))
@@ -113,12 +118,28 @@ class TritonPythonModel:
         self._memory.give_back()
         return responses
 
+    def finalize(self) -> None:
+        """Leave no file behind."""
+        self._in_flight.remove()
+
     def _decode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
-        check_deadline(request.parameters())
-        started = time.time()
+        until = check_deadline(request.parameters())
         photos = _rows(request, "photo")
         if not photos or any(len(row) != 1 for row in photos):
             raise PhotoError("bad_tensor", "photo must have the shape [B, 1]: one file per photo")
+        places: list[int] = []
+        if self.max_in_flight:
+            places = self._in_flight.admit(len(photos), self.max_in_flight, until)
+        try:
+            return self._decode_all(request, photos, places)
+        except BaseException:
+            self._in_flight.release(places)
+            raise
+
+    def _decode_all(
+        self, request: Any, photos: list[list[bytes]], places: list[int]
+    ) -> dict[str, npt.NDArray[Any]]:
+        started = time.time()
         count = len(photos)
         references = _rows(request, "reference") or [[]] * count
         options = _rows(request, "options") or [[]] * count
@@ -152,8 +173,8 @@ class TritonPythonModel:
         outputs = {"photo_l": photo_l, "reference_lab": join_references(planes, shape)}
         now = time.time()
         timed = [
-            dataclasses.replace(note, decode_seconds=now - started, decoded_at=now)
-            for note in notes
+            dataclasses.replace(note, decode_seconds=now - started, decoded_at=now, place=place)
+            for note, place in itertools.zip_longest(notes, places)
         ]
         written = [[note.to_json()] for note in timed]
         return {**outputs, "photo_info": np.array(written, dtype=object)}

@@ -35,6 +35,7 @@ from pikfix.photos import (
     grey_from_luminance,
 )
 from pikfix.photos.encode import holds_deep
+from pikfix.photos.in_flight import InFlight
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import PhotoNotes, check_deadline
@@ -49,6 +50,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read which networks the repository holds."""
         self._memory = KeptMemory()
+        self._in_flight = InFlight.of_this_server()
         self.model_version = _model_version(Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -58,8 +60,19 @@ class TritonPythonModel:
         return responses
 
     def _encode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
-        check_deadline(request.parameters())
         arrived = time.time()
+        info = pb_utils.get_input_tensor_by_name(request, "photo_info")
+        rows = [] if info is None else info.as_numpy().ravel().tolist()
+        notes = [PhotoNotes.from_json(bytes(row)) for row in rows]
+        try:
+            check_deadline(request.parameters())
+            return self._encode_all(request, notes, arrived)
+        finally:
+            self._in_flight.release([one.place for one in notes if one.place is not None])
+
+    def _encode_all(
+        self, request: Any, noted: list[PhotoNotes], arrived: float
+    ) -> dict[str, npt.NDArray[Any]]:
         restored_l = _tensor(request, "restored_l", channels=1)
         ab = _tensor(request, "ab", channels=2)
         confidences = [
@@ -69,18 +82,15 @@ class TritonPythonModel:
         ]
         share = pb_utils.get_input_tensor_by_name(request, "reference_share")
         shares = None if share is None else share.as_numpy()
-        info = pb_utils.get_input_tensor_by_name(request, "photo_info")
-        rows = [] if info is None else info.as_numpy().ravel().tolist()
         parts = [restored_l, ab, *confidences, *([] if shares is None else [shares])]
-        if any(len(part) != len(rows) for part in parts):
+        if any(len(part) != len(noted) for part in parts):
             raise PhotoError(
                 "bad_tensor",
                 "restored_l, ab, confidence_i, reference_share and photo_info must agree in batch"
-                f" size, got {[*map(len, parts), len(rows)]}",
+                f" size, got {[*map(len, parts), len(noted)]}",
             )
         results, reports = [], []
-        for number, row in enumerate(rows):
-            notes = PhotoNotes.from_json(bytes(row))
+        for number, notes in enumerate(noted):
             networks = max(arrived - notes.decoded_at, 0.0)
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]

@@ -12,8 +12,7 @@ Parameters in config.pbtxt, all optional: `intra_op_thread_count` (default: what
 `pikfix.serving.cores` gives at the moment), `tile_pixels`, `tile_halo` and `tile_align` (see
 `pikfix.serving.network_step.Tiling`), `side_multiple` (height and width of every image tensor must
 be a multiple of it), and `nice` (see `pikfix.serving.network_step.lower_priority`); on a GPU
-`graphs` and `graph_elements` (see `pikfix.serving.graphs.GraphCache`), and `device_outputs` (names,
-separated by commas, of outputs that stay on the GPU for the next step).
+`graphs` and `graph_elements` (see `pikfix.serving.graphs.GraphCache`).
 
 Errors have the form `[model] code: message`, code one of bad_tensor, deadline_exceeded,
 out_of_memory, internal.
@@ -39,7 +38,6 @@ from pikfix.serving.network_step import (
     NetworkStep,
     available_cores,
     lower_priority,
-    names_of,
     parameter,
     return_free_memory,
     run_tiled,
@@ -125,7 +123,7 @@ class TritonPythonModel(NetworkStep):
         device, tensors = device_of(args), HOST
         network: Network | DeviceNetwork
         if device.type == "cuda" or "graphs" in config.get("parameters", {}):
-            tensors = DeviceTensors(device, names_of(config, "device_outputs"))
+            tensors = DeviceTensors(device)
             if device.type == "cuda":
                 torch.cuda.set_device(device)
                 # The host only copies: threads for that would keep the cores of all other steps
