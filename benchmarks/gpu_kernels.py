@@ -134,10 +134,10 @@ def _figures(
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to compute the forward pass: a tile, and the Gluon form that takes it, if one does."""
+    """A way to compute the forward pass: a tile, and whether the Gluon form takes it."""
 
     tile: Any
-    gluon: str = ""  # "separate" or "joint" warpgroups
+    gluon: bool = False
 
     @property
     def words(self) -> str:
@@ -145,11 +145,8 @@ class Candidate:
         tile = self.tile
         found = f"{tile.rows} x {tile.columns}, {tile.num_stages} stages"
         if self.gluon:
-            return f"{found}, Gluon, {self.gluon} warpgroups"
-        found += f", {tile.num_warps} warps"
-        for name in ("descriptors", "fixed_offset"):
-            found += f", {name.replace('_', ' ')}" if getattr(tile, name) else ""
-        return found
+            return f"{found}, Gluon"
+        return f"{found}, {tile.num_warps} warps{', descriptors' if tile.descriptors else ''}"
 
 
 def candidates(tile: Any, capability: int) -> Iterator[Candidate]:
@@ -162,7 +159,7 @@ def candidates(tile: Any, capability: int) -> Iterator[Candidate]:
 
 
 def gluon_candidates(tile: Any, capability: int) -> Iterator[Candidate]:
-    """Gluon forms, for Hopper and widths whose sums fit into registers."""
+    """The Gluon form, for Hopper and widths whose sums fit into registers."""
     if capability != 90 or tile.bytes != 2 or tile.channels > 256 or tile.width > 128:
         return
     box = 2 * (tile.channels + tile.width)
@@ -171,16 +168,11 @@ def gluon_candidates(tile: Any, capability: int) -> Iterator[Candidate]:
         most = min(4, (200 * 1024) // (box * columns))
         for stages in range(2, most + 1):
             changes = {"rows": 128, "columns": columns, "num_stages": stages, "num_warps": 8}
-            changed = dataclasses.replace(tile, **changes)
-            yield Candidate(changed, "separate")
-            if stages == most:
-                yield Candidate(changed, "joint")
+            yield Candidate(dataclasses.replace(tile, **changes), gluon=True)
 
 
 def _candidates(tile: Any, capability: int) -> Iterator[Candidate]:
     yield Candidate(tile)
-    for columns in (tile.columns, 32):
-        yield Candidate(dataclasses.replace(tile, columns=columns, fixed_offset=True))
     shapes = [(tile.num_warps, tile.num_stages), (8, 2), (8, 3), (4, 3), (4, 2)]
     for rows in (tile.rows, 128, 64):
         for columns in (tile.columns, 64, 128, 32):
@@ -198,7 +190,7 @@ def candidate_tiles(plan: Plan, rows: Rows) -> None:
 
 
 def gluon_tiles(plan: Plan, rows: Rows) -> None:
-    """The Gluon forms: a section of their own, since a wrong barrier would hang it."""
+    """The Gluon form: a section of its own, since a wrong barrier would hang it."""
     if plan.on_gpu:  # nothing else knows them
         _compare(plan, rows, gluon_candidates)
 
@@ -253,8 +245,7 @@ class TileBench:
         if candidate.gluon:
             from pikfix.kernels import correlation_warp_gluon as gluon
 
-            separate = candidate.gluon == "separate"
-            return lambda: gluon.forward(*tensors, 0.01, tile=candidate.tile, separate=separate)
+            return lambda: gluon.forward(*tensors, 0.01, tile=candidate.tile)
         from pikfix.kernels import correlation_warp_triton
 
         return lambda: correlation_warp_triton.forward(*tensors, 0.01, None, tile=candidate.tile)

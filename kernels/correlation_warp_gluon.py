@@ -1,12 +1,14 @@
 """The warp's forward pass for sm_90 in Gluon: loads, products and softmax overlap by construction.
 
-One warp issues bulk copies of keys and values into a ring of buffers; two warpgroups multiply. They
-issue the correlations of the next key tile before the softmax of this one, so that the matrix
-units work while exponentials are taken (FlashAttention-3, Shah et al., 2024, sec. 3.2). SEPARATE
-warpgroups meet at no barrier: while one takes exponentials, the other may multiply.
+One warp issues bulk copies of keys and values into a ring of buffers; two warpgroups multiply, each
+for half of the queries. They issue the correlations of the next key tile before the softmax of this
+one, so that the matrix units work while exponentials are taken (FlashAttention-3, Shah et al.,
+2024, sec. 3.2). The two meet at no barrier of their own: while one takes exponentials, the other
+may multiply. Warpgroups that share their tile took 10 to 25 % longer on an H200.
 
-Compiled for sm_90 on machines without a GPU; run on none so far, and chosen by no tile table. The
-interpreter knows no Gluon.
+On an H200, in float16, it was right and faster than the Triton form in every problem measured
+(``benchmarks/results/gpu-h200.md``); bfloat16 is compiled alike and has not run there. The tables'
+"gluon" tiles say where it is used. The interpreter knows no Gluon.
 """
 
 # Launches are by keyword; the compiler knows no keyword-only parameters.
@@ -31,10 +33,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from pikfix.kernels import tiles
 from pikfix.kernels.correlation_warp_triton import LOG2_E, choose_splits
 
-
-def num_warps(separate: bool) -> int:
-    """Of the first partition of the kernel: the other one, and the copying warp, come on top."""
-    return 4 if separate else 8
+NUM_WARPS = 4
+"""Of the first multiplying partition; the other one and the copying warp come on top."""
 
 
 @gluon.jit
@@ -192,14 +192,12 @@ def warp_kernel(
     BLOCK_M: gl.constexpr,
     BLOCK_D: gl.constexpr,
     STAGES: gl.constexpr,
-    SEPARATE: gl.constexpr,
 ):
     """softmax(Q Kᵀ / τ) V of one query tile over all keys.
 
     Boxes may pass the end of a batch item: those keys have no weight.
     """
-    groups: gl.constexpr = 2 if SEPARATE else 1
-    rows: gl.constexpr = BLOCK_N // groups
+    rows: gl.constexpr = BLOCK_N // 2  # of a multiplying partition
     chunks: gl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     i_chunk = gl.program_id(0) % chunks
     i_tile = gl.program_id(0) // chunks
@@ -215,64 +213,41 @@ def warp_kernel(
     values_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(key_full.index(slot), count=1)
-        mbarrier.init(key_free.index(slot), count=groups)
+        mbarrier.init(key_free.index(slot), count=2)
         mbarrier.init(values_full.index(slot), count=1)
-        mbarrier.init(values_free.index(slot), count=groups)
+        mbarrier.init(values_free.index(slot), count=2)
     fence_async_shared()
     first = i_tile * BLOCK_N
     # Constants would not stay constant in a tuple that has a name.
-    if SEPARATE:
-        gl.warp_specialize(
-            [
+    gl.warp_specialize(
+        [
+            (
+                _attend,
                 (
-                    _attend,
-                    (
-                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
-                        key_full, key_free, values_full, values_free, first, i_chunk, i_batch,
-                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
-                    ),
+                    p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
+                    key_full, key_free, values_full, values_free, first, i_chunk, i_batch,
+                    N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
                 ),
+            ),
+            (
+                _attend,
                 (
-                    _attend,
-                    (
-                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
-                        key_full, key_free, values_full, values_free, first + rows, i_chunk,
-                        i_batch, N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
-                    ),
+                    p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
+                    key_full, key_free, values_full, values_free, first + rows, i_chunk,
+                    i_batch, N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
                 ),
+            ),
+            (
+                _copy,
                 (
-                    _copy,
-                    (
-                        d_key, d_values, s_key, s_values, key_full, key_free, values_full,
-                        values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
-                    ),
+                    d_key, d_values, s_key, s_values, key_full, key_free, values_full,
+                    values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
                 ),
-            ],
-            [4, 1],
-            [240, 24],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (
-                    _attend,
-                    (
-                        p_query, p_warped, p_confidence, p_logsumexp, s_key, s_values,
-                        key_full, key_free, values_full, values_free, first, i_chunk, i_batch,
-                        N, M, count, scale, C, D, rows, BLOCK_M, BLOCK_D, STAGES,
-                    ),
-                ),
-                (
-                    _copy,
-                    (
-                        d_key, d_values, s_key, s_values, key_full, key_free, values_full,
-                        values_free, i_batch * M, i_chunk * BLOCK_D, count, BLOCK_M, STAGES,
-                    ),
-                ),
-            ],
-            [1],
-            [24],
-        )  # fmt: skip
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
 
 
 def tile_for(
@@ -318,7 +293,6 @@ def forward(
     temperature: float,
     *,
     tile: tiles.Tile,
-    separate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch on contiguous tensors in half precision, C a power of two and D a multiple of 16.
 
@@ -355,7 +329,6 @@ def forward(
             BLOCK_M=tile.columns,
             BLOCK_D=block_d,
             STAGES=tile.num_stages,
-            SEPARATE=separate,
-            num_warps=num_warps(separate),
+            num_warps=NUM_WARPS,
         )
     return warped, confidence, logsumexp

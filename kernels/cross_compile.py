@@ -23,11 +23,13 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from pikfix.kernels import (
     center_normalize_triton,
     correlation_warp_backward_triton,
-    correlation_warp_fixed_triton,
+    correlation_warp_gluon,
     correlation_warp_triton,
     sphist_triton,
     tiles,
@@ -50,6 +52,8 @@ class Job:
     num_warps: int
     num_stages: int
     matrix: bool  # multiplies matrices
+    descriptors: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Types of the boxes that are copied in bulk, by parameter; Gluon's are part of its types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +76,44 @@ def _precision(tile: tiles.Tile) -> str:
     return "tf32x3" if tile.bytes == 4 else "ieee"
 
 
-def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
-    """Forward or backward kernels of one tile, with and without a mask and a split."""
+def _gluon_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
+    """The forward pass in Gluon of one tile, in both half precisions."""
+    module = correlation_warp_gluon
+    for element, kind in (("fp16", gl.float16), ("bf16", gl.bfloat16)):
+        widths = (tile.channels, min(tiles.padded(tile.width), tile.chunk))
+        boxes = module.layouts(kind, tile.columns, *widths)
+        descriptors = {
+            name: f"tensordesc<{element}[{tile.columns}, {width}],{box!r}>"
+            for name, width, box in zip(("d_key", "d_values"), widths, boxes, strict=True)
+        }
+        yield Job(
+            name=f"gluon-C{tile.channels}-D{tile.width}-{element}-{tile.rows}x{tile.columns}"
+            f"-s{tile.num_stages}",
+            kernel=module.warp_kernel,
+            table=table,
+            pointers=dict.fromkeys(("p_query", "p_warped"), element)
+            | dict.fromkeys(("p_confidence", "p_logsumexp"), "fp32"),
+            descriptors=descriptors,
+            constants={
+                "C": tile.channels,
+                "D": tile.width,
+                "BLOCK_N": tile.rows,
+                "BLOCK_M": tile.columns,
+                "BLOCK_D": widths[1],
+                "STAGES": tile.num_stages,
+            },
+            floats=("scale",),
+            num_warps=module.NUM_WARPS,
+            num_stages=1,  # the ring of buffers is in the kernel itself
+            matrix=True,
+        )
+
+
+def jobs_of(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
+    """All kernels of one tile: forward with and without a mask and a split, Gluon, backward."""
+    if tile.kernel == "gluon":
+        yield from _gluon_jobs(table, tile)
+        return
     element = _ELEMENTS[tile.bytes]
     label = (
         f"C{tile.channels}-D{tile.width}-{element}-{tile.rows}x{tile.columns}"
@@ -151,45 +191,6 @@ def _warp_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
     )
 
 
-def _fixed_jobs(table: tiles.Table, tile: tiles.Tile) -> Iterator[Job]:
-    """The forward pass with a fixed offset, in a tile of the online form."""
-    module = correlation_warp_fixed_triton
-    label = f"C{tile.channels}-D{tile.width}-{tile.rows}x{tile.columns}"
-    half = dict.fromkeys(("p_query", "p_key", "p_values"), "fp16")
-    rows = dict.fromkeys(("p_confidence", "p_logsumexp", "p_sums", "p_products"), "fp32")
-    sizes = {
-        "C": tile.channels,
-        "D": tile.width,
-        "BLOCK_N": tile.rows,
-        "BLOCK_M": tile.columns,
-        "BLOCK_C": min(tile.channels, tile.slice),
-        "BLOCK_D": min(tile.width, tile.chunk),
-        "HAS_MASK": False,
-        "PRECISION": "ieee",
-    }
-    shared: dict[str, Any] = {
-        "table": table,
-        "floats": ("scale",),
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-        "matrix": True,
-    }
-    yield Job(
-        name=f"forward-fixed-{label}",
-        kernel=module.fixed_kernel,
-        pointers=half | rows | {"p_mask": "fp16", "p_values": "bf16"},
-        constants=sizes | {"VALUE_PRECISION": "ieee", "WEIGHT": triton.language.bfloat16},
-        **shared,
-    )
-    yield Job(
-        name=f"forward-fixed-repair-{label}",
-        kernel=module.repair_kernel,
-        pointers=half | rows | {"p_mask": "fp16", "p_warped": "fp16"},
-        constants=sizes,
-        **shared,
-    )
-
-
 def _other_jobs(table: tiles.Table) -> Iterator[Job]:
     """Kernels without a tile table: merge, prologue and SPHist."""
     shared: dict[str, Any] = {"table": table, "num_warps": 4, "num_stages": 3, "matrix": False}
@@ -246,31 +247,35 @@ def jobs(capability: int | None = None) -> Iterator[Job]:
     for table in tiles.tables():
         if capability in (None, table.capability):
             for tile in table.tiles:
-                yield from _warp_jobs(table, tile)
-            # It holds more at a time than the online form, and would spill in wider tiles.
-            narrow = dataclasses.replace(table.find("forward", 256, 128, 2), columns=32)
-            yield from _fixed_jobs(table, narrow)
+                yield from jobs_of(table, tile)
             yield from _other_jobs(table)
 
 
-def compile_job(job: Job) -> Report:
-    """Compile one job and read what the assembler says about it."""
+def compile_kernel(job: Job) -> Any:
+    """Compile one job: Triton's compiled kernel, which no GPU has seen."""
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, name in enumerate(job.kernel.arg_names):
         if name in job.constants:
             signature[name] = "constexpr"
+        elif name in job.descriptors:
+            signature[name] = job.descriptors[name]
         elif name in job.pointers:
             signature[name] = "*" + job.pointers[name]
             attributes[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name in job.floats else "i32"
-    source = ASTSource(job.kernel, signature, job.constants, attributes)
-    compiled = triton.compile(
-        source,
+    form = GluonASTSource if job.kernel.is_gluon() else ASTSource
+    return triton.compile(
+        form(job.kernel, signature, job.constants, attributes),
         target=GPUTarget("cuda", job.table.capability, 32),
         options={"num_warps": job.num_warps, "num_stages": job.num_stages},
     )
+
+
+def compile_job(job: Job) -> Report:
+    """Compile one job and read what the assembler says about it."""
+    compiled = compile_kernel(job)
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -34,16 +34,15 @@ def direct(kernel: Any) -> Any:
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile configuration of one kernel.
+    """One tile configuration of one kernel: "forward", "gluon" (forward on sm_90) or "backward".
 
     ``channels`` and ``width`` are the largest C and D it covers, ``bytes`` the element size of
     the inputs. A program computes ``rows`` positions of its output, ``chunk`` of their columns,
     and loops over ``columns`` positions of the other side at a time. Sums over C (and, backward,
     over D) are taken ``slice`` at a time; where that covers them, the program's own rows stay
     loaded. ``descriptors`` loads keys and values through the bulk-copy engine (sm_90).
-    ``fixed_offset`` takes the forward pass without a running maximum. ``measured`` says that the
-    tile, with these settings, was the fastest of several on the GPU; else it was chosen by what the
-    assembler says of it.
+    ``measured`` says that the tile, with these settings, was the fastest of several on the GPU;
+    else it was chosen by what the assembler says of it.
     """
 
     kernel: str
@@ -57,7 +56,6 @@ class Tile:
     num_warps: int
     num_stages: int
     descriptors: bool = False
-    fixed_offset: bool = False
     measured: bool = False
 
 

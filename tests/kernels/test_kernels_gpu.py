@@ -48,6 +48,62 @@ def test_public_functions_use_the_committed_tiles(kit, channels, width, dtype):
         assert kit.errors(left, right)[0] <= (1e-3 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a Hopper GPU",
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "channels", "width"),
+    [
+        (1, 1, 1, 64, 64),
+        (3, 345, 301, 16, 16),
+        (2, 128, 128, 64, 48),
+        (3, 1000, 129, 128, 128),
+        (2, 63, 1500, 256, 64),
+        (5, 257, 513, 256, 112),
+    ],
+)
+def test_the_gluon_form_matches_float64_at_ragged_sizes(
+    kit, batch, queries, keys, channels, width, dtype
+):
+    """Launched directly: problems this small would go to the form that splits the keys."""
+    from pikfix.kernels import correlation_warp_gluon, tiles
+
+    inputs = kit.make_inputs("random", batch, queries, keys, channels, width)
+    rounded = [tensor.to("cuda", dtype) for tensor in inputs]
+    tile = tiles.table_for(rounded[0].device).find("gluon", channels, width, 2)
+    warped, confidence, logsumexp = correlation_warp_gluon.forward(*rounded, 0.01, tile=tile)
+    exact = [tensor.double() for tensor in rounded]
+    expected, highest = naive.correlation_warp(*exact, 0.01)
+    assert kit.errors(warped, expected)[0] <= {torch.float16: 1e-3, torch.bfloat16: 3e-3}[dtype]
+    assert (confidence - highest).abs().max() <= 5e-4
+    scores = exact[0] @ exact[1].transpose(1, 2) / 0.01
+    assert (logsumexp - scores.logsumexp(2)).abs().max() <= 0.05
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a Hopper GPU",
+)
+def test_large_problems_go_to_the_gluon_form(kit, monkeypatch):
+    from pikfix.kernels import correlation_warp_gluon
+
+    launch, launched = correlation_warp_gluon.forward, []
+
+    def noted(*arguments, **named):
+        launched.append(named["tile"].kernel)
+        return launch(*arguments, **named)
+
+    monkeypatch.setattr(correlation_warp_gluon, "forward", noted)
+    inputs = kit.make_inputs("random", 8, 4096, 1000, 128, 64)
+    rounded = [tensor.to("cuda", torch.float16) for tensor in inputs]
+    warped, _ = correlation_warp(*rounded, 0.01)
+    expected, _ = naive.correlation_warp(*(tensor.double() for tensor in rounded), 0.01)
+    assert launched == ["gluon"]
+    assert kit.errors(warped, expected)[0] <= 1e-3
+
+
 def test_peak_memory_is_linear():
     peaks = []
     for size in (16384, 65536):

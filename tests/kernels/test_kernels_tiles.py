@@ -19,6 +19,19 @@ def test_tables_cover_every_promised_size():
                         assert tile.slice & (tile.slice - 1) == tile.chunk & (tile.chunk - 1) == 0
 
 
+def test_gluon_tiles_are_for_hopper_and_what_the_kernel_takes():
+    for table in tiles.tables():
+        listed = [tile for tile in table.tiles if tile.kernel == "gluon"]
+        assert bool(listed) == (table.capability == 90)
+        for tile in listed:
+            assert tile.bytes == 2  # warpgroups multiply no float32 exactly
+            assert tile.rows == 128  # 64 for each of two warpgroups
+            assert tile.chunk >= tile.width and tile.slice >= tile.channels  # it cuts neither
+            # The ring of keys and values, and the queries on their way into registers.
+            ring = tile.num_stages * tile.columns * (tile.channels + tile.width)
+            assert 2 * (ring + tile.rows * tile.channels // 2) <= table.shared_memory
+
+
 @pytest.mark.parametrize(("channels", "width", "size"), [(513, 64, 2), (64, 513, 2), (64, 64, 8)])
 def test_a_size_no_tile_covers_is_refused_by_name(channels, width, size):
     with pytest.raises(ValueError, match=f"C = {channels}, D = {width} and {size}-byte"):

@@ -12,7 +12,6 @@ import torch
 from pikfix.kernels import (
     center_normalize_triton,
     correlation_warp_backward_triton,
-    correlation_warp_fixed_triton,
     correlation_warp_triton,
     naive,
     sphist_triton,
@@ -56,8 +55,8 @@ def on_device(tensors):
     return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
-def check_forward(kit, inputs, dtype, key_mask=None, temperature=0.01, limits=None, **launch):
-    within = limits or ROUNDED[dtype]
+def check_forward(kit, inputs, dtype, key_mask=None, temperature=0.01, **launch):
+    within = ROUNDED[dtype]
     rounded = [tensor.to(dtype) for tensor in inputs]
     moved = on_device([*rounded, key_mask])
     launch.setdefault("tile", small_tile("forward"))
@@ -136,60 +135,6 @@ def test_forward_through_descriptors(kit):
         pytest.skip("the bulk-copy engine came with compute capability 9.0")
     tile = small_tile("forward", descriptors=True, chunk=32)
     check_forward(kit, kit.make_inputs("photo", 2, 70, 100, 64, 48), torch.float16, tile=tile)
-
-
-# Weights in bfloat16, and values rounded to it: float16 inputs lose three bits.
-FIXED_LIMITS = {
-    torch.float32: (1e-5, 1e-4),
-    torch.float16: (3e-3, 6e-3) if INTERPRETED else (2e-3, 4e-3),
-    torch.bfloat16: ROUNDED[torch.bfloat16],
-}
-
-
-def check_fixed(kit, inputs, dtype, key_mask=None, **launch):
-    launch.setdefault("tile", small_tile("forward", fixed_offset=True))
-    check_forward(kit, inputs, dtype, key_mask, limits=FIXED_LIMITS[dtype], **launch)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "temperature"),
-    [(torch.float32, 0.003), (torch.float16, 0.01), (torch.bfloat16, 0.003)],
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_forward_with_a_fixed_offset(kit, kind, dtype, temperature):
-    """At 0.003 rows whose best correlation is under 0.54 are computed online."""
-    inputs = kit.make_inputs(kind, 1, 33, 70, 64, 24)
-    check_fixed(kit, inputs, dtype, temperature=temperature)
-
-
-@pytest.mark.parametrize(("splits", "queries"), [(1, 1), (2, 63), (5, 64)])
-def test_splits_with_a_fixed_offset_add(kit, splits, queries):
-    inputs = kit.make_inputs("photo", 2, queries, 150, 32, 8)
-    check_fixed(kit, inputs, torch.float16, splits=splits)
-    check_fixed(kit, inputs, torch.float32, splits=splits, temperature=0.003)
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.003])
-@pytest.mark.parametrize("splits", [1, 3])
-def test_forward_with_a_fixed_offset_and_a_mask(kit, splits, temperature):
-    key_mask = torch.rand(3, 100) > 0.5
-    key_mask[1] = False
-    key_mask[2, :64] = False
-    inputs = kit.make_inputs("random", 3, 40, 100, 32, 8)
-    check_fixed(kit, inputs, torch.float16, key_mask, splits=splits, temperature=temperature)
-
-
-def test_low_rows_need_the_online_form_beside_a_fixed_offset(kit, monkeypatch):
-    """Without it they are lost: so the cases above do take it."""
-
-    class Nothing:
-        def __getitem__(self, grid):
-            return lambda **arguments: None
-
-    monkeypatch.setattr(correlation_warp_fixed_triton, "repair_kernel", Nothing())
-    inputs = kit.make_inputs("low", 1, 65, 130, 64, 24)
-    with pytest.raises(AssertionError):
-        check_fixed(kit, inputs, torch.float32, temperature=0.003)
 
 
 def check_backward(kit, inputs, dtype, limit, *, key_mask=None, power=-4, checked=3, **changes):
