@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import queue
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from pikfix.cli.main import main
 from pikfix.client import PikFixClient
 from pikfix.export import Manifest
+from pikfix.export.configs import ServingSettings
 from pikfix.networks import PikFix, load_checkpoint
 from pikfix.serving.server import RunningServer, start_server
 
@@ -308,3 +311,24 @@ def test_the_readmes_client_works_as_written(
     assert "localhost:8001" in snippet
     exec(snippet.replace("localhost:8001", server.grpc_url), {})
     assert Image.open("restored.jpg").size == (120, 80)
+
+
+def test_more_photos_than_it_works_on_are_refused_and_then_taken(server: RunningServer) -> None:
+    """Each answered photo frees its place; the client waits for one."""
+    data = encoded(photo(64, 48))
+    count = 3 * ServingSettings().max_in_flight
+    answers: queue.Queue[Any] = queue.Queue()
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        for _ in range(2):
+            for _ in range(count):
+                inputs = [tensor("photo", files(data)), tensor("reference", files(reference()))]
+                client.async_infer("pikfix_photo", inputs, lambda result, error: answers.put(error))
+            told = [answers.get(timeout=60) for _ in range(count)]
+            errors = [error for error in told if error is not None]
+            assert 0 < len(errors) <= count - ServingSettings().max_in_flight
+            for error in errors:
+                assert error.status() == "StatusCode.UNAVAILABLE"
+                assert "[decode_photo] busy: " in error.message()
+    with PikFixClient(server.grpc_url) as ours, ThreadPoolExecutor(count) as threads:
+        done = list(threads.map(lambda _: ours.restore(data, reference()), range(count)))
+    assert len({bytes(result.data) for result in done}) == 1
