@@ -236,8 +236,7 @@ def miniature(plan: Plan) -> Plan:
     )
 
 
-def main() -> None:
-    """Read the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -256,16 +255,14 @@ def main() -> None:
     parser.add_argument("--python", help="version on the GPU's machine (3.12)")
     parser.add_argument("--libpython", type=Path, help="its shared library, if it lacks it")
     parser.add_argument("--report", metavar="NAME", help="write gpu-NAME.{json,md,png} from OUT")
+    parser.add_argument("--note", action="append", default=[], help="for the report's head; again")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
-    options = parser.parse_args()
-    if options.rehearse:
-        os.environ["TRITON_INTERPRET"] = "1"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    make_importable()
+    return parser
+
+
+def _plan(options: argparse.Namespace, out: Path, bundle: Path | None) -> Plan:
     from gpu_rows import Plan
 
-    out = (options.out or Path(tempfile.mkdtemp(prefix="gpu-campaign-"))).resolve()
-    bundle = options.bundle.resolve() if options.bundle else None
     plan = Plan("cuda", out, bundle, options.checkpoint.resolve(), crash=options.crash)
     if options.rehearse:
         plan = miniature(plan)
@@ -281,11 +278,25 @@ def main() -> None:
             load_seconds=plan.load_seconds / 2,
             tiles=plan.tiles // 2,
         )
+    return plan
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = _parser()
+    options = parser.parse_args()
+    if options.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    make_importable()
+    out = (options.out or Path(tempfile.mkdtemp(prefix="gpu-campaign-"))).resolve()
+    bundle = options.bundle.resolve() if options.bundle else None
+    plan = _plan(options, out, bundle)
     if options.report:
         from gpu_report import write_report
 
         try:
-            write_report(out / "rows.jsonl", options.results, options.report)
+            write_report(out / "rows.jsonl", options.results, options.report, options.note)
         except ValueError as error:
             parser.exit(FAILED, f"{error}\n")
         return

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpu_rows import Row, read_rows
 
+_DISPATCHED, _GLUON = "pikfix correlation_warp", "pikfix, Gluon"
 _PEERS = {
     "FlexAttention": "FlexAttention",
     "SDPA flash, padded, max pass": "flash, max pass",
@@ -18,8 +20,11 @@ _PEERS = {
 }
 
 
-def write_report(rows_file: Path, folder: Path, name: str) -> None:
-    """Write `gpu-NAME.json`, `.md` and `.png`.
+_TOP_KERNELS, _NAME_LENGTH = 5, 72
+
+
+def write_report(rows_file: Path, folder: Path, name: str, notes: Sequence[str] = ()) -> None:
+    """Write `gpu-NAME.json`, `.md` and `.png`; notes are what the rows do not say of themselves.
 
     Raises:
         ValueError: the rows do not say where they were measured, or on a CPU.
@@ -30,6 +35,8 @@ def write_report(rows_file: Path, folder: Path, name: str) -> None:
         raise ValueError(f"{rows_file} does not say where it was measured: run the section probe")
     if machine["rehearsal"]:
         raise ValueError(f"{rows_file} is a rehearsal on a CPU: it has no figure of a GPU")
+    if notes:
+        rows.append({"section": "report", "key": "notes", "notes": list(notes)})
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"gpu-{name}.json", json.dumps(rows, indent=1) + "\n")
     _write(folder / f"gpu-{name}.md", markdown(rows))
@@ -67,7 +74,10 @@ def markdown(rows: list[Row]) -> str:
         f"{machine['at'][:10]}; {machine['cores']} cores; {driver}{cudnn}{versions}. Times are "
         "medians of replayed CUDA graphs; what could not be recorded is marked."
     )
-    for part in (_kernels, _tiles, _parity, _networks, _served, _packages, _failures):
+    for row in _of(rows, "report", "notes"):
+        lines += ["", *(f"- {note}" for note in row["notes"])]
+    parts = (_kernels, _tiles, _parity, _networks, _network_kernels, _served, _steps, _packages)
+    for part in (*parts, _failures):
         lines += part(rows)
     return "\n".join(lines) + "\n"
 
@@ -83,7 +93,7 @@ def _table(title: str, head: str, rows: list[str], *notes: str) -> list[str]:
 
 
 def _kernels(rows: list[Row]) -> list[str]:
-    measured = _of(rows, "kernels", "tflops")
+    measured = warps(rows)
     ceilings = next((row for row in rows if row["key"] == "ceilings" and "copy" in row), None)
     notes = []
     if ceilings:
@@ -91,6 +101,11 @@ def _kernels(rows: list[Row]) -> list[str]:
             f"{n} product {ceilings[n]:.0f} TFLOP/s" for n in ("fp16", "bf16") if n in ceilings
         )
         notes.append(f"Ceilings of this run: {products}, copy {ceilings['copy'] / 1000:.2f} TB/s.")
+    if any(row["peer"] == _GLUON for row in measured):
+        notes.append(
+            "The Gluon form's figures are those of its fastest tile in the section gluon: random "
+            "features (and their errors), where the others have a photo's."
+        )
     lines = []
     for row in measured:
         share = ""
@@ -107,28 +122,53 @@ def _kernels(rows: list[Row]) -> list[str]:
     found = _table("Correlation warp", head, lines, *notes)
     return found + _table(
         "Times the peer takes, in times of ours",
-        "| C, D | N x M | " + " | ".join(_PEERS.values()) + " |",
+        "| C, D | N x M | ours | " + " | ".join(_PEERS.values()) + " |",
         ratios(measured),
+        "The peers that give the maximum, too, in float16.",
     )
 
 
+def warps(rows: list[Row]) -> list[Row]:
+    """Rows of the warp by problem: peers, what is dispatched, and the fastest of the Gluon form."""
+    found = _of(rows, "kernels", "tflops")
+    fastest: dict[tuple[int, ...], Row] = {}
+    for row in _of(rows, "gluon", "milliseconds"):
+        channels, width = map(int, re.findall(r"[CD] (\d+)", row["key"])[:2])
+        problem = (channels, width, row["queries"], row["keys"])
+        median = row["milliseconds"]["median"]
+        if problem not in fastest or median < fastest[problem]["milliseconds"]["median"]:
+            fastest[problem] = {
+                **dict(zip(("channels", "width", "queries", "keys"), problem, strict=True)),
+                "peer": _GLUON,
+                "dtype": "fp16",  # what candidates are timed in on a GPU
+                "milliseconds": row["milliseconds"],
+                "tflops": 2 * (channels + width) * row["queries"] * row["keys"] / median / 1e9,
+                "error": row["error"],
+            }
+    problems = dict.fromkeys(map(_problem, found)) | fastest
+    return [row for p in problems for row in (*found, *fastest.values()) if _problem(row) == p]
+
+
+def _problem(row: Row) -> tuple[int, ...]:
+    return (row["channels"], row["width"], row["queries"], row["keys"])
+
+
 def ratios(measured: list[Row]) -> list[str]:
-    """A line per problem: the peers that give the maximum, in float16."""
+    """A line per problem: the faster of our forms, and peers in times of it."""
     lines = []
-    problems = dict.fromkeys((r["channels"], r["width"], r["queries"], r["keys"]) for r in measured)
-    for problem in problems:
+    for problem in dict.fromkeys(map(_problem, measured)):
         times = {
             r["peer"]: r["milliseconds"]["median"]
             for r in measured
-            if r["dtype"] == "fp16"
-            and (r["channels"], r["width"], r["queries"], r["keys"]) == problem
+            if r["dtype"] == "fp16" and _problem(r) == problem
         }
-        own = times.get("pikfix correlation_warp")
-        if own is None:
+        forms = [form for form in (_DISPATCHED, _GLUON) if form in times]
+        if not forms:
             continue
-        cells = [f"{times[peer] / own:.2f}" if peer in times else "-" for peer in _PEERS]
+        own = min(forms, key=lambda form: times[form])
+        cells = [f"{times[peer] / times[own]:.2f}" if peer in times else "-" for peer in _PEERS]
         channels, width, queries, keys = problem
-        lines.append(f"| {channels}, {width} | {queries} x {keys} | {' | '.join(cells)} |")
+        lines.append(f"| {channels}, {width} | {queries} x {keys} | {own} | {' | '.join(cells)} |")
     return lines
 
 
@@ -195,13 +235,44 @@ def _networks(rows: list[Row]) -> list[str]:
     return found
 
 
+def _network_kernels(rows: list[Row]) -> list[str]:
+    lines, problems = [], {}
+    for row in _of(rows, "networks", "kernels"):
+        # "kernels of NETWORK PROBLEM, STEP"
+        network, problem = row["key"].removeprefix("kernels of ").split(" ", 1)
+        problem, step = problem.rsplit(", ", 1)
+        problems[problem] = None
+        for kernel in row["kernels"][:_TOP_KERNELS]:
+            share = kernel["milliseconds"] / row["all_milliseconds"]
+            lines.append(
+                f"| {network} | {step} | `{short_name(kernel['name'])}` | {kernel['calls']} | "
+                f"{kernel['milliseconds']:.2f} | {share:.0%} |"
+            )
+    head = "| network | step | kernel | calls | ms | of the step |"
+    note = f"The first {_TOP_KERNELS} of each step, outside of a graph: {'; '.join(problems)}."
+    return _table("Kernels of the networks", head, lines, note)
+
+
+def short_name(kernel: str) -> str:
+    """The name of a GPU's kernel without what many have in common, for a line of a table."""
+    for common in ("void ", "at::native::", "(anonymous namespace)::", "c10::"):
+        kernel = kernel.replace(common, "")
+    kernel = re.sub(r"_f16f16_\w*_nhwc(?=_)", "", kernel)  # types and layouts of convolutions
+    return kernel.replace("|", "/")[:_NAME_LENGTH].rstrip()
+
+
 def _gibibytes(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**30:.2f} GiB"
 
 
+def _loads(rows: list[Row]) -> list[Row]:
+    """What was asked of the server, less what only warmed it."""
+    return [row for row in _of(rows, "serve", "p50_ms") if "warming" not in row]
+
+
 def _served(rows: list[Row]) -> list[str]:
     lines = []
-    for row in _of(rows, "serve", "p50_ms"):
+    for row in _loads(rows):
         load = (
             f"{row['clients']} at a time"
             if "clients" in row
@@ -214,6 +285,42 @@ def _served(rows: list[Row]) -> list[str]:
         )
     head = "| network | side | load | photos/s | p50 ms | p95 ms | refused |"
     return _table("Files through the embedded server", head, lines)
+
+
+def _steps(rows: list[Row]) -> list[str]:
+    """Where a photo's time goes, at the largest concurrency of each network."""
+    busiest: dict[str, Row] = {}
+    for row in _loads(rows):
+        if "steps" in row:
+            held = busiest.setdefault(row["network"], row)
+            busiest[row["network"]] = max(held, row, key=lambda r: r["clients"])
+    machine = next(row for row in rows if row["key"] == "machine")
+    notes, lines = [], []
+    for network, row in busiest.items():
+        notes.append(
+            f"`{network}`, {row['clients']} at a time: {row['busy_cores']:.1f} of "
+            f"{machine['cores']} cores busy."
+        )
+        for step in sorted(filter(_is_step, row["steps"]), key=_position):
+            own = row["steps"][step]
+            phases = ("queue", "compute_input", "compute_infer", "compute_output")
+            times = " | ".join(f"{own[f'{phase}_ms']:.1f}" for phase in phases)
+            lines.append(f"| {network} | {step} | {own['requests'] / own['runs']:.1f} | {times} |")
+    head = "| network | step | photos a run | queue | input | inference | output |"
+    return _table("Milliseconds of a photo in each step of the server", head, lines, *notes)
+
+
+def _is_step(model: str) -> bool:
+    """Whether it is none of the ensembles, whose times are those of their steps."""
+    return not model.startswith("pikfix")
+
+
+def _position(step: str) -> int:
+    """Of a step on a photo's way through the server."""
+    from pikfix.systems.registry import system_of
+
+    way = ("decode_photo", *system_of("pikfix").step_names, "encode_photo")
+    return way.index(step) if step in way else len(way)
 
 
 def _packages(rows: list[Row]) -> list[str]:
@@ -248,7 +355,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
     machine = next(row for row in rows if row["key"] == "machine")
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
-    _bars(left, [r for r in _of(rows, "kernels", "tflops") if r["dtype"] == "fp16"])
+    _bars(left, [r for r in warps(rows) if r["dtype"] == "fp16"])
     speeds = _of(rows, "networks", "photos_per_second")
     for network, side in dict.fromkeys((r["network"], r["side"]) for r in speeds):
         own = sorted(
@@ -257,9 +364,12 @@ def plot(rows: list[Row], path: Path) -> None:
             if (r["network"], r["side"]) == (network, side)
         )
         right.plot(*zip(*own, strict=True), marker="o", label=f"{network}, {side} x {side}")
-    right.set(xlabel="batch", title="networks alone, photos per second", xscale="log")
-    right.set_yscale("log")
+    right.set(xlabel="batch", title="networks alone, photos per second")
     if speeds:
+        batches = sorted({r["batch"] for r in speeds})
+        right.set_xscale("log", base=2)
+        right.set_xticks(batches, map(str, batches))
+        right.set_ylim(bottom=0)
         right.legend(fontsize=7)
     figure.suptitle(f"{machine['device']}, {machine['at'][:10]}")
     figure.tight_layout()

@@ -278,12 +278,12 @@ def test_the_report_has_what_was_measured_and_nothing_else(modules: Any, tmp_pat
     own = "pikfix correlation_warp | fp16 | 2.000 | 400 | 50% | 1.0e-04 |"
     assert f"| 128, 128 | 16384 x 16384 | {own}" in text
     assert "FlexAttention (no graph)" in text
-    assert "| 128, 128 | 16384 x 16384 | 1.50 | - | - |" in text
+    assert "| 128, 128 | 16384 x 16384 | pikfix correlation_warp | 1.50 | - | - |" in text
     assert "| compact | 512 | 8 | 250.0 | 50% | 25% | 25% | 2.00 GiB |" in text
     assert "`compact`, working size 1024 x 1024: 1.00 GiB, under 8.00 GiB." in text
     assert "| networks | b | OutOfMemoryError: a / b |" in text
     assert "| networks | a |" not in text  # it went well in the end
-    for absent in ("Tiles", "Parity", "server", "AOTInductor"):
+    for absent in ("Tiles", "Parity", "server", "AOTInductor", "Gluon", "Kernels of"):
         assert absent not in text
     kept = json.loads((tmp_path / "results" / "gpu-made-up.json").read_text())
     assert len(kept) == 7
@@ -310,6 +310,135 @@ def test_tiles_and_packages_in_the_report(modules: Any) -> None:
     assert "| restore | 61 | 1.0 | 3.00 | 1.0e-04 |" in text
     assert "| compact | 512 | 8 at a time | 120.0 | 60 | 80 | 1 of 960 |" in text
     assert "| paper | colorize | fp16 | 60.0 dB | 1.0e-03 | 1.0e-04 | float64 |" in text
+
+
+def gluon(columns: int, median: float, form: object, error: float = 2e-4) -> dict[str, Any]:
+    key = f"forward C 128, D 128: 128 x {columns}, 2 stages, Gluon, {form} warpgroups"
+    found = row("gluon", key, queries=16384, keys=16384, gluon=form, error=error, tile={})
+    return found | {"committed": False, "milliseconds": {"median": median, "graph": True}}
+
+
+def test_the_fastest_correct_gluon_form_is_what_peers_are_compared_with(modules: Any) -> None:
+    wrong = row("gluon", "forward C 128, D 128: 128 x 16, Gluon", failed="ArithmeticError: error 1")
+    other = gluon(32, 0.1, "separate") | {"keys": 4096}  # another problem: nobody else has it
+    rows = [
+        MACHINE,
+        row("kernels", "ceilings", fp16=800.0, copy=3000.0),
+        warp("FlexAttention", 0.3),
+        warp("pikfix correlation_warp", 0.25),
+        wrong,
+        gluon(64, 0.225, "separate"),
+        gluon(128, 0.2, "separate", error=1e-4),
+        gluon(128, 0.21, "joint"),
+        other,
+    ]
+    text = modules("gpu_report").markdown(rows)
+    # 2 · (128 + 128) · 16384² operations in 0.2 ms are 687 TFLOP/s, 86 % of 800.
+    assert "| 16384 x 16384 | pikfix, Gluon | fp16 | 0.200 | 687 | 86% | 1.0e-04 |" in text
+    assert "| 128, 128 | 16384 x 4096 | pikfix, Gluon | fp16 | 0.100 | 344 | 43% |" in text
+    assert text.count("| pikfix, Gluon | fp16 |") == 2
+    assert "| 128, 128 | 16384 x 16384 | pikfix, Gluon | 1.50 | - | - |" in text
+    # It stands with its problem, and the rows of the others stay.
+    order = [line.split(" | ")[2] for line in text.splitlines() if line.startswith("| 128, 128 |")]
+    peers = ["FlexAttention (no graph)", "pikfix correlation_warp", "pikfix, Gluon"]
+    assert order[:4] == [*peers, "pikfix, Gluon"]
+    assert "random features" in text
+
+
+def test_kernels_of_the_networks_in_the_report(modules: Any) -> None:
+    names = [
+        "void at::native::(anonymous namespace)::CatArrayBatchedCopy_contig<at::native::(anonym",
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize256x32x32_warpgro",
+        *(f"kernel {i} | {i}" for i in range(8)),
+    ]
+    listed = [{"name": n, "calls": 40 - i, "milliseconds": 8.0 - i} for i, n in enumerate(names)]
+    rows = [
+        MACHINE,
+        row("networks", "kernels of paper fp16, 512 x 512, batch 8, restore", kernels=listed)
+        | {"all_milliseconds": 40.0, "launches": 200},
+        row("networks", "kernels of paper fp16, 512 x 512, batch 8, tone", kernels=[])
+        | {"all_milliseconds": 0, "launches": 0},
+    ]
+    report = modules("gpu_report")
+    text = report.markdown(rows)
+    assert "512 x 512, batch 8." in text
+    assert "| paper | restore | `CatArrayBatchedCopy_contig<(anonym` | 40 | 8.00 | 20% |" in text
+    short = "sm90_xmma_fprop_implicit_gemm_tilesize256x32x32_warpgro"
+    assert f"| paper | restore | `{short}` | 39 | 7.00 | 18% |" in text
+    assert text.count("| paper | restore |") == 5
+    assert "`kernel 2 / 2` | 36 | 4.00 | 10% |" in text
+    assert "| paper | tone |" not in text
+    assert len(report.short_name("x" * 100)) == 72
+
+
+def test_where_a_photo_s_time_goes_in_the_server(modules: Any) -> None:
+    def step(scale: float, runs: int) -> dict[str, Any]:
+        phases = ("queue", "compute_input", "compute_infer", "compute_output")
+        times = {f"{phase}_ms": scale * (i + 1) for i, phase in enumerate(phases)}
+        return {"requests": 60, "runs": runs, **times}
+
+    def load(clients: int, scale: float, **facts: Any) -> dict[str, Any]:
+        names = ("colorize", "decode_photo", "encode_photo", "pikfix_photo", "restore", "new_step")
+        steps = {name: step(scale, 60 if "photo" in name else 20) for name in names}
+        figures = {"clients": clients, "busy_cores": clients / 3, "steps": steps, "side": 512}
+        figures |= {"photos_per_second": 10.0, "p50_ms": 1.0, "p95_ms": 2.0, "photos": 60}
+        return row("serve", f"{facts} {clients}", **figures, refused=0, **facts)
+
+    rows = [
+        MACHINE,
+        load(64, 9.0, warming="compact"),
+        load(8, 1.0, network="compact"),
+        load(32, 2.0, network="compact"),
+        load(1, 3.0, network="compact"),
+    ]
+    text = modules("gpu_report").markdown(rows)
+    assert text.count("at a time |") == 3 and "64 at a time" not in text
+    assert "`compact`, 32 at a time: 10.7 of 16 cores busy." in text
+    lines = [line for line in text.splitlines() if line.endswith("| 2.0 | 4.0 | 6.0 | 8.0 |")]
+    # In a photo's order, without the ensemble, and with what is not known to be on its way.
+    assert [line.split(" | ")[1:3] for line in lines] == [
+        ["decode_photo", "1.0"],
+        ["restore", "3.0"],
+        ["colorize", "3.0"],
+        ["encode_photo", "1.0"],
+        ["new_step", "3.0"],
+    ]
+
+
+def test_notes_lead_the_report_and_stay_in_its_rows(modules: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(MACHINE) + "\n")
+    words = ("--report", "made-up", "--results", tmp_path, "--note", "One try.", "--note", "Two.")
+    done = campaign(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    head = (tmp_path / "gpu-made-up.md").read_text()
+    assert head.endswith("is marked.\n\n- One try.\n- Two.\n")
+    rows = json.loads((tmp_path / "gpu-made-up.json").read_text())
+    assert modules("gpu_report").markdown(rows) == head
+
+
+def test_candidates_are_what_the_kernels_take(modules: Any) -> None:
+    from pikfix.kernels import tiles
+
+    kernels = modules("gpu_kernels")
+    hopper, ampere = (
+        next(table for table in tiles.tables() if table.capability == c) for c in (90, 80)
+    )
+    tile = hopper.find("forward", 128, 128, 2)
+    found = list(kernels.gluon_candidates(tile, 90))
+    assert {(c.tile.rows, c.tile.num_warps, c.gluon) for c in found} == {(128, 8, True)}
+    committed = hopper.find("gluon", 128, 128, 2)
+    shapes = {(c.tile.columns, c.tile.num_stages) for c in found}
+    assert (committed.columns, committed.num_stages) in shapes
+    for candidate in found:
+        ring = candidate.tile.num_stages * candidate.tile.columns * (128 + 128) * 2
+        assert ring <= hopper.shared_memory
+    assert found[0].words == "128 x 64, 2 stages, Gluon"
+    assert not list(kernels.gluon_candidates(ampere.find("forward", 128, 128, 2), 80))
+    assert not list(kernels.gluon_candidates(hopper.find("forward", 256, 512, 2), 90))
+    first, *others = kernels.candidates(tile, 90)
+    assert first == kernels.Candidate(tile)
+    assert len(set(others)) == len(others) and first not in others
+    assert any(other.words.endswith(", descriptors") for other in others)
 
 
 def test_graphs_and_peers_are_asked_for_by_names_that_exist(modules: Any) -> None:
