@@ -20,6 +20,8 @@ _PEERS = {
 }
 
 
+_PATHS = ("interpreter", "server")
+"""Fields that say where things lay on that machine, of no use on another."""
 _TOP_KERNELS, _NAME_LENGTH = 5, 72
 
 
@@ -29,7 +31,10 @@ def write_report(rows_file: Path, folder: Path, name: str, notes: Sequence[str] 
     Raises:
         ValueError: the rows do not say where they were measured, or on a CPU.
     """
-    rows = current(read_rows(rows_file))
+    rows = [
+        {name: value for name, value in row.items() if name not in _PATHS}
+        for row in current(read_rows(rows_file))
+    ]
     machine = next((row for row in rows if row["key"] == "machine"), None)
     if machine is None:
         raise ValueError(f"{rows_file} does not say where it was measured: run the section probe")

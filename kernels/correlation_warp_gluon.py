@@ -4,7 +4,7 @@ One warp issues bulk copies of keys and values into a ring of buffers; two warpg
 for half of the queries. They issue the correlations of the next key tile before the softmax of this
 one, so that the matrix units work while exponentials are taken (FlashAttention-3, Shah et al.,
 2024, sec. 3.2). The two meet at no barrier of their own: while one takes exponentials, the other
-may multiply. Warpgroups that share their tile took 10 to 25 % longer on an H200.
+may multiply. Warpgroups that shared their tile took 7 to 24 % longer on an H200.
 
 On an H200, in float16, it was right and faster than the Triton form in every problem measured
 (``benchmarks/results/gpu-h200.md``); bfloat16 is compiled alike and has not run there. The tables'
