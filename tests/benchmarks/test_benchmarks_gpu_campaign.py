@@ -143,8 +143,16 @@ def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
         assert row["peak_bytes"] is None  # nobody measured it
     (start,) = (r for (s, key), r in rows.items() if s == "serve" and "start" in key)
     assert start["server"] == str(out / "server/pytriton/tritonserver/bin/tritonserver")
+    (warming,) = (row for row in rows.values() if "warming" in row)
     loads = [row for row in rows.values() if row["section"] == "serve" and "p50_ms" in row]
+    loads.remove(warming)
     assert len(loads) == 3
+    timed = [row for row in loads if "steps" in row]
+    assert [row["clients"] for row in timed] == [1, 4]
+    for row in timed:
+        # The machine's clock of busy cores goes on while the server is asked for its statistics.
+        assert 0 < row["busy_cores"] <= 1.5 * machine["cores"]
+        assert row["steps"]["decode_photo"]["requests"] == row["photos"]
     assert all(row["photos"] > 0 and row["refused"] == 0 for row in loads)
     package = rows["packages", "restore"]
     assert package["max_abs"] < 1e-3
