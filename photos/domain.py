@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pikfix.photos.borders import Rectangle, find_rectangle
 from pikfix.photos.graphics import is_graphic
-from pikfix.photos.levels import Mask
+from pikfix.photos.levels import Levels, Mask
 from pikfix.photos.turned import Corners, find_corners, inside
 
 __all__ = ["Content", "Rectangle", "find_content", "photo_within"]
@@ -57,12 +57,13 @@ def find_content(pixels: npt.NDArray[Any]) -> Content:
     """
     if min(pixels.shape[:2]) < _MIN_SIDE:
         return Content()
-    if is_graphic(pixels):
+    levels = Levels(pixels)
+    if is_graphic(levels):
         return Content("graphic")
-    corners = find_corners(pixels)
+    corners = find_corners(levels)
     if corners is not None:
         return Content("photo", _around(corners), corners)
-    return Content("photo", find_rectangle(pixels))
+    return Content("photo", find_rectangle(levels))
 
 
 def _around(corners: Corners) -> Rectangle:

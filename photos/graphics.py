@@ -6,13 +6,11 @@ mistake. On 2,530 photos, old and new, none is taken for a graphic.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from pikfix.photos.levels import Mask, Plane, reduced
+from pikfix.photos.levels import Levels, Mask, Plane
 
 _SIDE = 1000
 _BLOCK = 16
@@ -49,24 +47,21 @@ _MIN_OTHER_FLATS = 0.7
 _MIN_THIRD_FLAT = 0.04
 
 
-def is_graphic(pixels: npt.NDArray[Any]) -> bool:
-    """Whether a picture is text, a line drawing, or of two or a few flat tones alone.
-
-    Args:
-        pixels: [H, W] grey or [H, W, 3] sRGB; uint8, or floating point in [0, 1].
-    """
-    grey, _ = reduced(pixels, _SIDE)
+def is_graphic(levels: Levels) -> bool:
+    """Whether a picture is text, a line drawing, or of two or a few flat tones alone."""
+    grey, _ = levels.within(_SIDE)
     if min(grey.shape) < 2 * _BLOCK:
         return False
-    if _has_two_tones(grey) or _has_flat_tones(grey) or _is_ink_on_paper(grey):
+    tones = _two_tones(grey)
+    if _are_all(*tones) or _has_flat_tones(grey) or _is_ink_on_paper(grey):
         return True
     # White on black: fireworks and stars are so as well, and they are photos.
-    return sum(_two_tones(grey)) > _MIN_INVERTED and _is_ink_on_paper(255 - grey)
+    return sum(tones) > _MIN_INVERTED and _is_ink_on_paper(255 - grey)
 
 
-def _near(grey: npt.NDArray[Any], width: int) -> npt.NDArray[np.float64]:
+def _near(grey: Plane, width: int) -> npt.NDArray[np.float64]:
     """For every grey level, the share of the pixels that are near it."""
-    counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256) / grey.size
+    counts = np.array(Image.fromarray(grey).histogram()) / grey.size
     return np.convolve(counts, np.ones(width), "same")
 
 
@@ -79,8 +74,8 @@ def _two_tones(grey: Plane) -> tuple[float, float]:
     return float(near[first]), float(others.max())
 
 
-def _has_two_tones(grey: Plane) -> bool:
-    first, second = _two_tones(grey)
+def _are_all(first: float, second: float) -> bool:
+    """Whether a picture with such shares of two tones has no others."""
     # Of a dark scene's few lights, no tone is common.
     common = second >= _MIN_SECOND_TONE * (1 - first) and second >= _MIN_INK
     return common and first + second >= _MIN_TWO_TONES
@@ -88,8 +83,7 @@ def _has_two_tones(grey: Plane) -> bool:
 
 def _has_flat_tones(grey: Plane) -> bool:
     """Areas of a few greys, as a drawing is filled with; noise and JPEG's ringing allowed."""
-    smooth = Image.fromarray(grey.astype(np.uint8)).filter(ImageFilter.MedianFilter(3))
-    near = _near(np.asarray(smooth), _FLAT_WIDTH)
+    near = _near(median_of_nine(grey), _FLAT_WIDTH)
     shares = []
     for _ in range(_MOST_FLATS):
         tone = int(near.argmax())
@@ -103,17 +97,37 @@ def _has_flat_tones(grey: Plane) -> bool:
     )
 
 
+def median_of_nine(grey: Plane) -> Plane:
+    """The median of each pixel and its neighbours; the picture goes on with its edge.
+
+    By the least and greatest of whole planes, which takes a twentieth of the time of Pillow's rank
+    filter: of nine, the median is the middle one of the greatest of the columns' least, the middle
+    of their middle ones, and the least of their greatest.
+    """
+    wide = np.pad(grey, 1, mode="edge")
+    low, middle, high = _in_order(wide[:-2], wide[1:-1], wide[2:])
+    greatest = np.maximum(np.maximum(low[:, :-2], low[:, 1:-1]), low[:, 2:])
+    least = np.minimum(np.minimum(high[:, :-2], high[:, 1:-1]), high[:, 2:])
+    middle = _in_order(middle[:, :-2], middle[:, 1:-1], middle[:, 2:])[1]
+    return _in_order(greatest, middle, least)[1]
+
+
+def _in_order(one: Plane, two: Plane, three: Plane) -> tuple[Plane, Plane, Plane]:
+    """Sort three planes pixel by pixel."""
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    middle = np.maximum(low, np.minimum(high, three))
+    return np.minimum(low, three), middle, np.maximum(high, three)
+
+
 def _is_ink_on_paper(grey: Plane) -> bool:
     """Thin dark strokes on even paper, whose brightness may change slowly."""
     height, width = grey.shape
     rows, columns = height // _BLOCK, width // _BLOCK
     blocks = grey[: rows * _BLOCK, : columns * _BLOCK].reshape(rows, _BLOCK, columns, _BLOCK)
     # Paper is the brighter part of a block; the median of nine bridges what has none.
-    flat = np.sort(blocks.transpose(0, 2, 1, 3).reshape(rows, columns, -1), axis=2)
-    bright = flat[..., int(0.85 * _BLOCK * _BLOCK)]
-    around = np.pad(bright, 1, mode="edge")
-    nine = [around[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
-    paper = np.median(np.stack(nine), axis=0).astype(np.float32)
+    # The stable sort of bytes is by counting, several times as fast as any other.
+    flat = np.sort(blocks.transpose(0, 2, 1, 3).reshape(rows, columns, -1), axis=2, kind="stable")
+    paper = median_of_nine(flat[..., int(0.85 * _BLOCK * _BLOCK)]).astype(np.float32)
     level = float(np.median(paper))
     if level < 90 or float(np.percentile(paper, 10)) < _MIN_EVENNESS * level:
         return False

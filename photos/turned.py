@@ -15,9 +15,11 @@ from pikfix.photos.levels import (
     MIN_AREA,
     MIN_DEPTH,
     MIN_INSIDE,
+    Levels,
     Mask,
     Plane,
-    reduced,
+    away_from,
+    median_distance,
 )
 
 Points = npt.NDArray[np.float64]
@@ -54,30 +56,28 @@ class _Line:
         return self.slope * x + self.start
 
 
-def find_corners(pixels: npt.NDArray[Any]) -> Corners | None:
+def find_corners(levels: Levels) -> Corners | None:
     """Find a turned photo in an even border.
-
-    Args:
-        pixels: [H, W] grey or [H, W, 3] sRGB; uint8, or floating point in [0, 1].
 
     Returns:
         Its corners as (x, y), in pixels from the picture's upper left corner, from the photo's
         upper left one clockwise. None where there is no border, or the photo is not turned.
     """
-    grey, factor = reduced(pixels, _SIDE)
+    grey, factor = levels.within(_SIDE)
     if min(grey.shape) < 24:
         return None
     found = _tone(grey)
     if found is None:
         return None
     tone, tolerance = found
-    away = np.abs(grey - tone) > tolerance
+    away = away_from(grey, tone, tolerance)
     lines = _edges(away)
     if lines is None:
         return None
     corners = _corners(lines, grey.shape)
-    if corners is None or not _is_photo(away, np.abs(grey - tone), tolerance, corners):
+    if corners is None or not _is_photo(grey, away, found, corners):
         return None
+    pixels = levels.pixels
     fine = _refined(pixels, lines, tone, tolerance, factor) if factor > 1 else lines
     return _corners(fine, (pixels.shape[0], pixels.shape[1]), shrink=_RIM)
 
@@ -97,7 +97,7 @@ def _tone(grey: Plane) -> tuple[float, float] | None:
     parts = (grey[:strip], grey[-strip:], grey[:, :strip], grey[:, -strip:])
     around = np.concatenate([part.ravel() for part in parts])
     tone = float(np.median(around))
-    apart = np.abs(around - tone)
+    apart = np.abs(around - np.float32(tone))
     if float((apart <= _EVEN_WITHIN).mean()) < _EVEN_SHARE:
         return None
     noise = 1.4826 * float(np.median(apart))
@@ -126,9 +126,11 @@ def _edges(away: Mask) -> list[_Line] | None:
 
 def _starts(away: Mask) -> Points:
     """Where the photo starts, from above: [n, 2] of x and y, columns without a photo left out."""
-    total = np.zeros((away.shape[0] + 1, away.shape[1]), np.int32)
-    total[1:] = away.cumsum(0, dtype=np.int32)
-    full = total[_RUN:] - total[:-_RUN] == _RUN
+    away = np.ascontiguousarray(away)
+    last = len(away) - _RUN + 1
+    full = away[:last].copy()
+    for row in range(1, _RUN):
+        full &= away[row : last + row]
     columns = np.flatnonzero(full.any(axis=0))
     return np.column_stack([columns + 0.5, full[:, columns].argmax(axis=0)]).astype(np.float64)
 
@@ -188,14 +190,15 @@ def _turned_back(point: Points, quarter: int, height: int, width: int) -> Points
     return np.array(places[quarter])
 
 
-def _is_photo(away: Mask, depth: Plane, tolerance: float, corners: Corners) -> bool:
+def _is_photo(grey: Plane, away: Mask, paper: tuple[float, float], corners: Corners) -> bool:
+    tone, tolerance = paper
     within = inside(corners, 0, 0, (away.shape[0], away.shape[1]))
     if float(within.mean()) < MIN_AREA or within.all():
         return False
     return (
         float(away[~within].mean()) <= MAX_OUTSIDE
         and float(away[within].mean()) >= MIN_INSIDE
-        and float(np.median(depth[within])) >= max(MIN_DEPTH, 1.5 * tolerance)
+        and median_distance(grey[within], tone) >= max(MIN_DEPTH, 1.5 * tolerance)
     )
 
 

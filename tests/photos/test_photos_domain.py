@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
 from pikfix.photos.domain import Content, Rectangle, find_content, photo_within
+from pikfix.photos.graphics import median_of_nine
+from pikfix.photos.levels import away_from, median_distance
 
 PHOTOS = (
     *("astronaut", "brick", "camera", "chelsea", "clock", "coffee", "coins", "grass"),
@@ -208,3 +210,18 @@ def test_even_and_tiny_pictures_are_photos(tone):
 
 def test_silhouette_before_the_sky_is_a_photo():
     assert find_content(np.ascontiguousarray(data.camera()[:100, :140])) == Content()
+
+
+def test_medians_and_distances_of_bytes_are_those_of_pillow_and_numpy():
+    rng = np.random.default_rng(0)
+    for tones in (2, 5, 256):
+        for shape in ((1, 1), (1, 9), (8, 1), (2, 3), (31, 40)):
+            grey = rng.integers(0, tones, shape).astype(np.uint8)
+            expected = Image.fromarray(grey).filter(ImageFilter.MedianFilter(3))
+            np.testing.assert_array_equal(median_of_nine(grey), np.asarray(expected))
+            for tone in (0.0, 1.5, 100.0, 254.5, 255.0):
+                apart = np.abs(grey.astype(np.float64) - tone)
+                assert median_distance(grey, tone) == np.median(apart)
+                for tolerance in (8.0, 13.7, 28.0):
+                    away = away_from(grey, tone, tolerance)
+                    np.testing.assert_array_equal(away, apart > tolerance)
