@@ -42,8 +42,11 @@ _OFFSET = 16.0 / 116.0
 
 # Rows are grouped so that one chunk's temporaries stay in the caches and calls do not cost more.
 _CHUNK_PIXELS = 1 << 16
-# Threads for a photo; more would mostly wait for Python's lock and for memory.
+# Threads for a photo; more would mostly wait for Python's lock and for memory. A photo of less than
+# two such parts gets one: it takes some 20 ms, and what two save of that costs a third more of the
+# processor, which a server with photos waiting does not have.
 _MAX_THREADS = 4
+_THREAD_PIXELS = 1 << 20
 # A linear channel may leave [0, 1] by this much before its colour counts as out of gamut:
 # scikit-image's white point and matrix agree to 1e-4 only, so white itself overshoots.
 _BELOW, _ABOVE = 2e-6, 2e-4
@@ -153,7 +156,7 @@ def _in_bands(height: int, width: int, work: Callable[[slice], None]) -> None:
     two threads take about two thirds of the time of one. They live for one photo, which costs a
     hundredth of that.
     """
-    bands = min(_MAX_THREADS, len(os.sched_getaffinity(0)), height * width // _CHUNK_PIXELS)
+    bands = min(_MAX_THREADS, len(os.sched_getaffinity(0)), height * width // _THREAD_PIXELS)
     if bands < 2:
         work(slice(0, height))
         return
@@ -202,14 +205,28 @@ def lab_planes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Scaled Lab [3, H, W] float32 (L/50 - 1, a/110, b/110) of [H, W] or [H, W, 3] sRGB pixels."""
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    linear = _LINEAR_TABLE[pixels] if pixels.dtype == np.uint8 else srgb_to_linear(pixels)
     to_xyz = (RGB_TO_XYZ / WHITE[:, None]).astype(np.float32)
-    f = _f(to_xyz @ linear.reshape(-1, 3).T.astype(np.float32))
     out = np.empty((3, *pixels.shape[:2]), np.float32)
-    planes = out.reshape(3, -1)
-    planes[0] = f[1] * 2.32 - 1.32
-    planes[1] = (f[0] - f[1]) * (500.0 / 110.0)
-    planes[2] = (f[1] - f[2]) * (200.0 / 110.0)
+    for rows in _row_chunks(slice(0, out.shape[1]), out.shape[2]):
+        chunk = pixels[rows].reshape(-1, 3)
+        linear = np.empty((3, len(chunk)), np.float32)
+        for channel in range(3):
+            if chunk.dtype == np.uint8:
+                np.take(_LINEAR_TABLE, chunk[:, channel], out=linear[channel], mode="clip")
+            else:
+                linear[channel] = srgb_to_linear(chunk[:, channel])
+        xyz = to_xyz @ linear
+        f = np.cbrt(xyz)
+        dark = xyz <= _EPSILON
+        f[dark] = _SLOPE * xyz[dark] + _OFFSET
+        planes = out[:, rows].reshape(3, -1)
+        light, a, b = planes
+        np.multiply(f[1], 2.32, out=light)
+        light -= 1.32
+        np.subtract(f[0], f[1], out=a)
+        a *= 500.0 / 110.0
+        np.subtract(f[1], f[2], out=b)
+        b *= 200.0 / 110.0
     return out
 
 
@@ -253,16 +270,21 @@ class ChromaPlanes:
         self, ab: npt.NDArray[np.float32], padded: tuple[int, int], size: tuple[int, int]
     ) -> None:
         self._ab = ab
+        self._is_full = ab.shape[1:] == padded
         self._scale = ab.shape[1] / padded[0]
         self._columns = _between(slice(0, size[1]), ab.shape[2] / padded[1], ab.shape[2])
 
     def rows(self, rows: slice) -> npt.NDArray[np.float32]:
-        """Return ab of these rows: [2, rows, width] float32."""
+        """Return ab of these rows: [2, rows, width] float32, not to be changed."""
+        if self._is_full:
+            return self._ab[:, rows, : len(self._columns[0])]
         # Rows first, while they are short.
         low, high, share = _between(rows, self._scale, self._ab.shape[1])
         short = _mixed(self._ab[:, low], self._ab[:, high], share[:, None])
         low, high, share = self._columns
-        return _mixed(short.take(low, axis=2), short.take(high, axis=2), share)
+        return _mixed(
+            short.take(low, axis=2, mode="clip"), short.take(high, axis=2, mode="clip"), share
+        )
 
 
 def _between(
@@ -338,13 +360,13 @@ def _opponents(
     scaled_l: FloatArray, ab: FloatArray, dtype: type[np.floating[Any]]
 ) -> npt.NDArray[np.floating[Any]]:
     """CIE's fy, fx - fy and fy - fz [3, n] of scaled L [h, w], clipped, and ab [2, h, w]."""
-    out = np.empty((3, scaled_l.size), dtype)
-    np.clip(scaled_l.ravel(), -1.0, 1.0, out=out[0])
+    out = np.empty((3, *scaled_l.shape), dtype)
+    np.clip(scaled_l, -1.0, 1.0, out=out[0])
     out[0] *= dtype(50.0 / 116.0)
     out[0] += dtype(66.0 / 116.0)
-    np.multiply(ab[0].ravel(), dtype(110.0 / 500.0), out=out[1])
-    np.multiply(ab[1].ravel(), dtype(110.0 / 200.0), out=out[2])
-    return out
+    np.multiply(ab[0], dtype(110.0 / 500.0), out=out[1])
+    np.multiply(ab[1], dtype(110.0 / 200.0), out=out[2])
+    return out.reshape(3, -1)
 
 
 def _levels(linear: FloatArray, deep: bool) -> npt.NDArray[Any]:
@@ -428,18 +450,25 @@ def _linear_planes(
 ) -> FloatArray:
     """Linear sRGB [3, n] of fy, fx - fy and fy - fz, each [n]; y [n] where it is known already."""
     xyz = np.empty((3, *fy.shape), fy.dtype)
-    xyz[0], xyz[1] = _cube(fy + da), _cube(fy) if y is None else y
-    xyz[2] = _cube(np.maximum(fy - db, fy.dtype.type(0)))
+    _cube(np.add(fy, da, out=xyz[0]), out=xyz[0])
+    xyz[1] = _cube(fy) if y is None else y
+    np.maximum(np.subtract(fy, db, out=xyz[2]), fy.dtype.type(0), out=xyz[2])
+    _cube(xyz[2], out=xyz[2])
     linear: FloatArray = (XYZ_TO_RGB * WHITE).astype(fy.dtype) @ xyz
     return linear
 
 
-def _cube(f: FloatArray) -> FloatArray:
-    """CIE's inverse f without a branch: the line below F_EPSILON goes on where the cube ends."""
+def _cube(f: FloatArray, out: FloatArray | None = None) -> FloatArray:
+    """CIE's inverse f without a branch: the line below F_EPSILON goes on where the cube ends.
+
+    Args:
+        f: [n].
+        out: where the result goes; may be f itself.
+    """
     bright = np.maximum(f, f.dtype.type(_F_EPSILON))
-    out: FloatArray = bright * bright
-    out *= bright
-    line = f - bright
+    line = np.subtract(f, bright)
+    cube: FloatArray = np.multiply(bright, bright, out=out)
+    cube *= bright
     line *= f.dtype.type(1.0 / _SLOPE)
-    out += line
-    return out
+    cube += line
+    return cube

@@ -1,3 +1,6 @@
+import os
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -189,9 +192,38 @@ def test_chroma_is_upsampled_as_pytorch_does_it(ab_shape, padded, size):
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
 
 
+def test_photo_in_bands_is_the_same_as_in_one(monkeypatch):
+    """Each core has a band of rows where the photo is large enough."""
+    pixels = np.tile(data.astronaut(), (2, 1, 1))
+    light, ab = color.photo_luminance(pixels), color.lab_planes(pixels)[1:] * 1.3
+    grey, colours = color.grey_from_luminance(light), color.compose(light, whole(ab))
+    used = set()
+
+    def rows(part):
+        used.add(threading.get_ident())
+        return ab[:, part]
+
+    monkeypatch.setattr(color, "_THREAD_PIXELS", 1 << 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    np.testing.assert_array_equal(color.photo_luminance(pixels), light)
+    np.testing.assert_array_equal(color.grey_from_luminance(light), grey)
+    np.testing.assert_array_equal(color.compose(light, rows), colours)
+    assert len(used) >= 2
+
+
 def test_lab_planes_are_scaled_lab(rgb):
     planes = color.lab_planes(rgb)
     lab = sk.rgb2lab(rgb).transpose(2, 0, 1)
     np.testing.assert_allclose(planes[0] * 50 + 50, lab[0], atol=1e-4)
     np.testing.assert_allclose(planes[1:] * 110, lab[1:], atol=1e-4)
     np.testing.assert_allclose(color.lab_planes(rgb[..., 0])[1:], 0, atol=1e-4)
+
+
+def test_lab_planes_of_a_whole_photo_and_of_its_deep_form():
+    """Of more pixels than are converted at a time."""
+    pixels = np.ascontiguousarray(data.astronaut()[:400])
+    lab = sk.rgb2lab(pixels).transpose(2, 0, 1)
+    for form in (pixels, pixels / 255.0, (pixels / 255.0).astype(np.float32)):
+        planes = color.lab_planes(form)
+        np.testing.assert_allclose(planes[0] * 50 + 50, lab[0], atol=1e-4)
+        np.testing.assert_allclose(planes[1:] * 110, lab[1:], atol=2e-4)
