@@ -178,7 +178,7 @@ def photo_luminance(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         [H, W] float32, L/50 - 1 in [-1, 1].
     """
     if pixels.dtype == np.uint8 and pixels.ndim == 2:
-        return np.take(_GREY_TABLE, pixels)
+        return np.take(_GREY_TABLE, pixels, mode="clip")  # does not ask each for its range
     out = np.empty(pixels.shape[:2], np.float32)
 
     def convert(band: slice) -> None:

@@ -62,7 +62,7 @@ def pad_reflect(plane: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[
     """Pad [..., h, w] at the bottom and right to ``shape`` by reflection.
 
     The edge itself is not repeated. A pad longer than the picture reflects again and again; a
-    side of one pixel repeats that pixel.
+    side of one pixel repeats that pixel. A plane that has the shape is returned itself.
 
     Raises:
         ValueError: ``shape`` is smaller than the plane, or the plane is empty.
@@ -70,6 +70,8 @@ def pad_reflect(plane: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[
     height, width = plane.shape[-2:]
     if height < 1 or width < 1 or shape[0] < height or shape[1] < width:
         raise ValueError(f"cannot pad {height} x {width} to {shape[0]} x {shape[1]}")
+    if (height, width) == tuple(shape):
+        return plane
     out = np.empty((*plane.shape[:-2], *shape), plane.dtype)
     out[..., :height, :width] = plane
     out[..., :height, width:] = plane[..., _reflected(width, shape[1])]

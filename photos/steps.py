@@ -286,6 +286,8 @@ def join_references(
     Raises:
         PhotoError: ``bad_reference``, where the common multiple is out of proportion.
     """
+    if len(planes) == 1:
+        return planes[0][None]
     if shape is None:
         return np.stack(planes)
     counts = [len(plane) for plane in planes]
