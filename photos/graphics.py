@@ -56,7 +56,7 @@ def is_graphic(levels: Levels) -> bool:
     if _are_all(*tones) or _has_flat_tones(grey) or _is_ink_on_paper(grey):
         return True
     # White on black: fireworks and stars are so as well, and they are photos.
-    return sum(tones) > _MIN_INVERTED and _is_ink_on_paper(255 - grey)
+    return sum(tones) > _MIN_INVERTED and _is_ink_on_paper(np.invert(grey))
 
 
 def _near(grey: Plane, width: int) -> npt.NDArray[np.float64]:
