@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +16,7 @@ from pikfix.client._errors import (
     DeadlineExceededError,
     ModelNotFoundError,
     PikFixError,
+    RequestCancelledError,
     ServerNotReadyError,
     ServerUnreachableError,
 )
@@ -78,6 +79,7 @@ class AsyncPikFixClient:
         self._tls = tls
         self._headers = check_headers(headers)
         self._guard = Guard(url)
+        self._closing = asyncio.Event()
         # gRPC binds a channel to the running loop, and there may be none yet.
         self._triton: Any = None
 
@@ -168,6 +170,7 @@ class AsyncPikFixClient:
         triton, self._triton = self._triton, None
         # The connection of another process or of a loop that has ended is not ours to close.
         if triton is not None and self._guard.at_home:
+            self._closing.set()
             with contextlib.suppress(grpc.aio.UsageError):
                 await triton.close()
 
@@ -200,7 +203,8 @@ class AsyncPikFixClient:
                 )
             except PikFixError as error:
                 pause = tries.pause_after(error)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
 
     async def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         self._guard.enter(model, loop=True)
@@ -210,15 +214,33 @@ class AsyncPikFixClient:
                     self._url, self._timeout, self._limits, self._retry, self._tls
                 )
             call: Callable[..., Any] = getattr(self._triton, method)
-            return await call(*args, headers=self._headers, **kwargs)
+            return await self._finish(call(*args, headers=self._headers, **kwargs), model)
+        except PikFixError:
+            raise
         except InferenceServerException as error:
-            raise map_error(error.status(), error.message(), model=model, url=self._url) from error
+            mapped = map_error(error.status(), error.message(), model=model, url=self._url)
+            raise self._guard.unless_closed(mapped) from error
         except OSError:
             raise  # a TLS file that cannot be read
         # Closed by another task, a loop that ends: gRPC and tritonclient raise nearly every
         # built-in exception there.
         except Exception as error:
             raise self._guard.translate(error, model) from error
+
+    async def _finish(self, call: Coroutine[Any, Any, Any], model: str | None) -> Any:
+        """Await a call in a task of its own: closing cancels the call, but not its caller."""
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            # Whatever comes of it, nobody asks for it any more.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        if task.cancelled():
+            cancelled = RequestCancelledError("the call was cancelled", model=model, url=self._url)
+            raise self._guard.unless_closed(cancelled)
+        return task.result()
 
     async def _in_thread(
         self, function: Callable[..., _Result], *args: Any, **kwargs: Any

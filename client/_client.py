@@ -244,7 +244,8 @@ class PikFixClient:
         try:
             return call(*args, headers=self._headers, **kwargs)
         except InferenceServerException as error:
-            raise map_error(error.status(), error.message(), model=model, url=self._url) from error
+            mapped = map_error(error.status(), error.message(), model=model, url=self._url)
+            raise self._guard.unless_closed(mapped) from error
         # Closed by another thread, no threads left at Python's end: gRPC and tritonclient raise
         # nearly every built-in exception there.
         except Exception as error:

@@ -26,7 +26,7 @@ The tree::
     │   │   └── StepCrashedError     the step's process died
     │   └── InvalidResponseError     the answer is not what the contract says
     ├── DeadlineExceededError        the time given ran out
-    ├── RequestCancelledError        the call was cancelled before an answer
+    ├── RequestCancelledError        the call was cancelled before an answer, not by the caller
     └── ClientClosedError            the client was closed, or cannot be used here
         ├── WrongLoopError           an asyncio client in another loop than its own
         └── ForkedClientError        a client in another process than its own
@@ -278,7 +278,10 @@ class DeadlineExceededError(PikFixError):
 
 
 class RequestCancelledError(PikFixError):
-    """The call was cancelled before an answer came."""
+    """The call was cancelled before an answer came, by the server or what lies before it."""
+
+    passing = True
+    advice = "send the request again"
 
 
 class ClientClosedError(PikFixError):
@@ -288,7 +291,7 @@ class ClientClosedError(PikFixError):
 
 
 class WrongLoopError(ClientClosedError):
-    """The asyncio client's connection belongs to another event loop."""
+    """The asyncio client's connection belongs to another event loop, or none of asyncio's runs."""
 
     advice = "make one AsyncPikFixClient inside each asyncio.run(), or use PikFixClient in threads"
 

@@ -17,6 +17,7 @@ from pikfix.client._errors import (
     ClientClosedError,
     ForkedClientError,
     PikFixError,
+    RequestCancelledError,
     WrongLoopError,
 )
 from pikfix.client._options import Limits, Retry, Timeout, Tls
@@ -100,6 +101,10 @@ class Guard:
         if not loop:
             return
         here = _running_loop()
+        if here is None:  # called without one, or in that of another library
+            raise WrongLoopError(
+                "no event loop of asyncio is running here", model=model, url=self._url
+            )
         if self._loop is None:
             self._loop = here
         elif self._loop is not here:
@@ -109,6 +114,14 @@ class Guard:
                 model=model,
                 url=self._url,
             )
+
+    def unless_closed(self, error: PikFixError) -> PikFixError:
+        """Return the error of a call, which is the closing where that has cancelled it."""
+        if self.closed and isinstance(error, RequestCancelledError):
+            return ClientClosedError(
+                "the client was closed before the answer came", model=error.model, url=self._url
+            )
+        return error
 
     def translate(self, error: Exception, model: str | None) -> PikFixError:
         """Return the error of the tree for one that gRPC or asyncio raised beside its statuses."""

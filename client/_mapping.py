@@ -52,7 +52,7 @@ STATUS_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
         "PERMISSION_DENIED": AccessDeniedError,
         "RESOURCE_EXHAUSTED": ServerBusyError,
         "FAILED_PRECONDITION": StepFailedError,
-        "ABORTED": StepFailedError,
+        "ABORTED": RequestCancelledError,
         "OUT_OF_RANGE": InvalidInputError,
         "UNIMPLEMENTED": StepFailedError,
         "INTERNAL": StepFailedError,
@@ -88,12 +88,15 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
     (frozenset(statuses.split()), re.compile(pattern, re.IGNORECASE), error)
     for statuses, pattern, error in (
         ("UNAVAILABLE", r"exceeds maximum queue size|request timeout expired", ServerBusyError),
-        # A proxy whose server is being restarted or is overloaded.
+        # A proxy whose server is being restarted or is overloaded; the second line is Envoy's.
         (
             "UNAVAILABLE UNKNOWN INTERNAL",
-            r"http2? header with status: (?:429|502|503|504)\b",
+            r"http.*\bstatus\b[a-z ]*:? ?(?:429|5\d\d)\b"
+            r"|upstream connect error|no healthy upstream|upstream request timeout",
             ServerNotReadyError,
         ),
+        # nginx takes 1 MiB unless told otherwise.
+        ("UNAVAILABLE UNKNOWN INTERNAL", r"http.*\bstatus\b[a-z ]*:? ?413\b", MessageTooLargeError),
         (
             "UNAVAILABLE",
             r"\bssl|\btsi_|certificate|hostname verification|peer name|\btls\b",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 
-from pikfix.client._errors import PikFixError, ServerBusyError
+from pikfix.client._errors import DeadlineExceededError, PikFixError, ServerBusyError
 from pikfix.client._options import Retry
 from pikfix.client._requests import deadline_parameters
 
@@ -30,6 +30,20 @@ def pause_before_room(error: ServerBusyError, refusals: int) -> float:
     return pause * random.uniform(1.0, 1.5)
 
 
+def after_waiting(error: PikFixError, seconds: float) -> PikFixError:
+    """Return an error that tells how much of the time given went into waiting for room."""
+    if seconds <= 0 or not isinstance(error, (DeadlineExceededError, ServerBusyError)):
+        return error
+    return type(error)(
+        f"{error.detail.rstrip(' .;!')} (waited {seconds:.1f} s for room in the server)",
+        model=error.model,
+        step=error.step,
+        code=error.code,
+        status=error.status,
+        url=error.url,
+    )
+
+
 class Tries:
     """The attempts at one request, which share its one time limit.
 
@@ -45,6 +59,7 @@ class Tries:
         self._ends = None if seconds is None else time.monotonic() + seconds
         self._waits = retry.wait_for_room
         self._refusals = 0
+        self._waited = 0.0
         self.parameters = deadline_parameters(seconds)
 
     @property
@@ -59,9 +74,10 @@ class Tries:
             PikFixError: the error, if it is none to wait for or too little time is left.
         """
         if not (self._waits and isinstance(error, ServerBusyError)):
-            raise error
+            raise after_waiting(error, self._waited)
         pause = pause_before_room(error, self._refusals)
         self._refusals += 1
         if self._ends is not None and time.monotonic() + pause >= self._ends:
-            raise error
+            raise after_waiting(error, self._waited)
+        self._waited += pause
         return pause

@@ -70,7 +70,7 @@ def test_every_status_gives_an_error_of_the_tree(code, text):
 def test_every_code_of_our_steps_is_mapped():
     contract = (
         "bad_photo unsupported_photo missing_package bad_reference bad_options photo_too_large"
-        " bad_tensor deadline_exceeded out_of_memory internal"
+        " bad_tensor busy deadline_exceeded out_of_memory internal"
     )
     assert set(CODE_ERRORS) == set(contract.split())
 
@@ -230,6 +230,33 @@ def test_every_code_of_our_steps_is_mapped():
             "MessageTooLargeError",
             None,
         ),
+        ("CANCELLED", "", "pikfix_photo", "RequestCancelledError", None),
+        ("ABORTED", "try again", "pikfix_photo", "RequestCancelledError", None),
+        ("UNKNOWN", "Received http2 header with status: 500", None, "ServerNotReadyError", None),
+        (
+            "UNAVAILABLE",
+            "unexpected HTTP status code received from server: 502 (Bad Gateway); "
+            'transport: received unexpected content-type "text/html"',
+            None,
+            "ServerNotReadyError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "upstream connect error or disconnect/reset before headers. reset reason: remote "
+            "connection failure, transport failure reason: TLS error: Connection reset",
+            None,
+            "ServerNotReadyError",
+            None,
+        ),
+        (
+            "UNKNOWN",
+            "Received http2 header with status: 413",
+            "pikfix_photo",
+            "MessageTooLargeError",
+            None,
+        ),
+        ("UNKNOWN", "Received http2 header with status: 400", None, "WrongServerError", None),
         ("RESOURCE_EXHAUSTED", "quota", "pikfix_photo", "ServerBusyError", None),
         ("UNAVAILABLE", "recvmsg:Connection reset by peer", None, "ConnectionLostError", None),
         ("UNAVAILABLE", "too_many_pings", None, "ConnectionLostError", None),
@@ -288,6 +315,7 @@ def test_what_may_be_sent_again():
         "ServerNotReadyError",
         "ServerBusyError",
         "StepCrashedError",
+        "RequestCancelledError",
     }
 
 

@@ -98,7 +98,7 @@ def test_closing_while_a_task_waits(server, jpeg):
             await asyncio.sleep(0.01)
         await client.close()
         await client.close()
-        with pytest.raises((PikFixError, asyncio.CancelledError)):
+        with pytest.raises(ClientClosedError):
             await task
         with pytest.raises(ClientClosedError):
             await client.restore(jpeg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import socket
 import threading
@@ -13,9 +14,11 @@ import pytest
 from fake_triton import QUICK, fails
 
 from pikfix.client import (
+    AsyncPikFixClient,
     ClientClosedError,
     ConnectionFailedError,
     ConnectionLostError,
+    DeadlineExceededError,
     PikFixClient,
     PikFixError,
     Retry,
@@ -91,6 +94,44 @@ def test_waiting_for_room_ends_with_the_request(kind, server, jpeg, quickly):
     assert 0.3 < time.monotonic() - start < 1.5
     # Pauses of 0.02 s, doubling: five of them fit.
     assert 5 <= len(server.requests) <= 6
+
+
+def test_the_errors_tell_of_the_wait(kind, server, fake, jpeg, quickly):
+    """Whether the time given ends between two attempts, or in one."""
+    busy = "[decode_photo] busy: 16 photos are being worked on, of at most 16"
+    fails(server, grpc.StatusCode.UNAVAILABLE, busy)
+    said = r"of at most 16 \(waited 0\.\d s for room in the server\); wait"
+    with kind(server.url, retry=QUICK) as client, pytest.raises(ServerBusyError, match=said):
+        client.restore(jpeg, timeout=1)
+
+    def late(request, context):
+        if len(server.requests) < 3:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+        return fake.hang(request, context)
+
+    server.requests.clear()
+    server.answer = late
+    said = r"no answer in the time given \(waited 0\.\d s for room in the server\); give a longer"
+    with kind(server.url, retry=QUICK) as client, pytest.raises(DeadlineExceededError, match=said):
+        client.restore(jpeg, timeout=1)
+
+
+def test_closing_ends_an_asyncio_clients_wait(server, jpeg):
+    fails(server, grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+
+    async def main():
+        client = AsyncPikFixClient(server.url)
+        task = asyncio.create_task(client.restore(jpeg))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        start = time.monotonic()
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await task
+        assert time.monotonic() - start < 0.5  # the first wait alone takes a second
+
+    asyncio.run(main())
 
 
 def test_closing_ends_the_wait(server, jpeg):
