@@ -98,10 +98,15 @@ class InferenceResponse:
 
 class Logger:
     errors: list[str] = []  # noqa: RUF012 - one log per process, as the server's
+    warnings: list[str] = []  # noqa: RUF012
 
     @classmethod
     def log_error(cls, text):
         cls.errors.append(text)
+
+    @classmethod
+    def log_warn(cls, text):
+        cls.warnings.append(text)
 
 
 def get_input_tensor_by_name(inference_request, name):
@@ -116,6 +121,7 @@ def backend(monkeypatch):
         setattr(module, part.__name__, part)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
     Logger.errors.clear()
+    Logger.warnings.clear()
     limit = Image.MAX_IMAGE_PIXELS
     yield module
     Image.MAX_IMAGE_PIXELS = limit

@@ -329,3 +329,27 @@ def test_the_steps_load_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "False"
+
+
+def test_photos_are_taken_where_nothing_can_bound_them(
+    load, backend, text, save, photo, tmp_path, monkeypatch
+):
+    """The file for their places belongs to somebody else, or is a folder; said once."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    step = load("decode_photo", max_in_flight=1)
+    place = step.model._in_flight.path
+    place.mkdir()
+    request = {"photo": text([save(photo)])}
+    for _ in range(3):
+        (answer,) = step.run(request)
+        assert notes_of(answer)["place"] is None
+    (warning,) = backend.Logger.warnings
+    assert warning == (
+        f"[decode_photo] photos in flight are not bounded, as {place} cannot be used: Is a"
+        " directory; set TMPDIR to a folder of this user"
+    )
+    place.rmdir()
+    (answer,) = step.run(request)
+    assert notes_of(answer)["place"] == 0
+    (answer,) = step.run(request)
+    refusal(answer, "busy", "UNAVAILABLE")

@@ -101,6 +101,7 @@ class TritonPythonModel:
         self.max_references = config_value(parameters, "max_references", DEFAULT_MAX_REFERENCES)
         self.max_in_flight = config_value(parameters, "max_in_flight", 0)
         self._in_flight = InFlight.of_this_server()
+        self._said_unbounded = False
         if self.reference_side < 32:
             raise ValueError("parameter reference_side must be at least 32")
         default_sides = ",".join(map(str, DEFAULT_BUCKET_SIDES))
@@ -127,14 +128,27 @@ class TritonPythonModel:
         photos = _rows(request, "photo")
         if not photos or any(len(row) != 1 for row in photos):
             raise PhotoError("bad_tensor", "photo must have the shape [B, 1]: one file per photo")
-        places: list[int] = []
-        if self.max_in_flight:
-            places = self._in_flight.admit(len(photos), self.max_in_flight, until)
+        places = self._admit(len(photos), until)
         try:
             return self._decode_all(request, photos, places)
         except BaseException:
             self._in_flight.release(places)
             raise
+
+    def _admit(self, photos: int, until: float | None) -> list[int]:
+        """Take places; none, without a bound, where the file that holds them cannot be used."""
+        if not self.max_in_flight:
+            return []
+        try:
+            return self._in_flight.admit(photos, self.max_in_flight, until)
+        except OSError as error:
+            if not self._said_unbounded:
+                self._said_unbounded = True
+                pb_utils.Logger.log_warn(
+                    f"[{STEP}] photos in flight are not bounded, as {self._in_flight.path} cannot"
+                    f" be used: {error.strerror or error}; set TMPDIR to a folder of this user"
+                )
+            return []
 
     def _decode_all(
         self, request: Any, photos: list[list[bytes]], places: list[int]
