@@ -29,7 +29,7 @@ DEAD_STUB = "is not healthy"
 class Health:
     """What a check found; `problem` is one line, None when healthy.
 
-    busy: the canary did not come back in time or was refused by a full queue. That is no
+    busy: the canary did not come back in time or was refused for want of room. That is no
     failure: one large photo on a small machine keeps every later request waiting.
     """
 
@@ -120,7 +120,8 @@ def _judge(error: Any) -> Health:
     if "UNAVAILABLE" in status:
         if "connect" in message.lower() or "socket" in message.lower():
             return Health("down", message)
-        if "queue" in message.lower():
+        # Of Triton's queues, or of decode_photo's places for photos.
+        if "queue" in message.lower() or "] busy: " in message:
             return Health("busy", message)
     return Health("unhealthy", message)
 

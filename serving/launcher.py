@@ -84,15 +84,16 @@ def prepare(
     return [str(installation.binary), *words], env
 
 
-def check(arguments: Arguments, installation: embedded.Installation) -> str | None:
-    """Everything that can be known to fail before a start; ServingError, or a warning."""
+def check(arguments: Arguments, installation: embedded.Installation) -> list[str]:
+    """Everything that can be known to fail before a start; ServingError, or warnings."""
     for repository in arguments.repositories:
         preflight.check_repository(repository)
         preflight.check_names(repository, every_backend=installation.embedded)
         engines.check_engines(repository, installation, arguments)
     preflight.check_shell()
     preflight.check_ports(arguments.endpoints(default_address(installation)))
-    return preflight.check_shared_memory()
+    warnings = (preflight.check_limits(), preflight.check_shared_memory())
+    return [warning for warning in warnings if warning]
 
 
 def default_address(installation: embedded.Installation) -> str:
@@ -111,8 +112,7 @@ def launch(words: Sequence[str], warn: Callable[[str], None]) -> int:
         env = embedded.environment(installation, link=lambda path: path)
         return subprocess.call([str(installation.binary), *words], env=env)
     sweep()
-    warning = check(arguments, installation)
-    if warning:
+    for warning in check(arguments, installation):
         warn(warning)
     grace = arguments.integer("--exit-timeout-secs", EXIT_TIMEOUT_S) + KILL_AFTER_S
     # The handlers stand before there is anything to clean up.

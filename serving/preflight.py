@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import shutil
 import socket
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ SHM_REQUIRED = 32 << 20
 # with one photo at a time, 40 once every instance has served one. 512 MiB are 8 megapixels.
 SHM_RECOMMENDED = 512 << 20
 SHM_BYTES_PER_PIXEL = 64
+# With 64 the server of an export fails in its start, with 80 it answers a photo; clients take more.
+OPEN_FILES_REQUIRED = 128
 
 
 def exported_versions(model_dir: Path) -> list[int]:
@@ -206,6 +209,32 @@ def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def check_limits() -> str | None:
+    """Raise ServingError where this process's limits end a start; return a warning if they are low.
+
+    Files in shared memory count as files too: the server is killed where one grows larger.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < OPEN_FILES_REQUIRED:
+        raise ServingError(
+            f"only {files} files may be open at a time and the server needs "
+            f"{OPEN_FILES_REQUIRED}; raise the limit (`ulimit -n {OPEN_FILES_REQUIRED}`)"
+        )
+    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if size == resource.RLIM_INFINITY or size >= SHM_RECOMMENDED:
+        return None
+    if size < SHM_REQUIRED:
+        raise ServingError(
+            f"files may hold at most {size >> 10} KiB here and the server's shared memory needs "
+            f"{SHM_REQUIRED >> 10}; raise the limit (`ulimit -f unlimited`)"
+        )
+    return (
+        f"files may hold at most {size >> 20} MiB here: photos above about "
+        f"{size / SHM_BYTES_PER_PIXEL / 1e6:.1f} megapixels will end the server; raise the limit "
+        "(`ulimit -f unlimited`)"
+    )
 
 
 def shared_memory(path: Path = SHM) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -285,3 +286,47 @@ def test_log_tells_only_of_its_own_start(tmp_path):
         .startswith("the server ended before it was ready: last words; the log is")
     )
     assert StartLog(log, 0).why_ended() == "an older failure"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RLIMIT_NOFILE", 40, "only 40 files may be open at a time and the server needs 128"),
+        ("RLIMIT_FSIZE", 2 << 20, "files may hold at most 2048 KiB here and the server's shared"),
+    ],
+)
+def test_limits_that_end_a_start(monkeypatch, name, value, said):
+    """The server itself dies of them with a word on something else."""
+
+    def limit(which: int) -> tuple[int, int]:
+        none = resource.RLIM_INFINITY
+        return (value, none) if which == getattr(resource, name) else (none, none)
+
+    monkeypatch.setattr(resource, "getrlimit", limit)
+    with pytest.raises(ServingError, match=f"^{said}.*raise the limit") as error:
+        preflight.check_limits()
+    assert "\n" not in str(error.value)
+
+
+def test_limits_that_large_photos_exceed(monkeypatch, identity_repository):
+    limits = {resource.RLIMIT_NOFILE: 1024, resource.RLIMIT_FSIZE: 64 << 20}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], -1))
+    (warning,) = launcher.check(
+        Arguments([f"--model-repository={identity_repository}"]), embedded.find()
+    )
+    assert warning.startswith("files may hold at most 64 MiB here: photos above about 1.0 megapix")
+    limits[resource.RLIMIT_FSIZE] = resource.RLIM_INFINITY
+    assert preflight.check_limits() is None
+
+
+def test_a_low_limit_is_one_line(identity_repository, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(identity_repository)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ServingError: only 50 files may be open at a time" in done.stderr

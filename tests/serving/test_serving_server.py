@@ -13,11 +13,12 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from pikfix.serving import health as health_module
 from pikfix.serving import supervisor as supervisor_module
 from pikfix.serving.errors import ServingError
-from pikfix.serving.health import Health
+from pikfix.serving.health import Health, _judge
 from pikfix.serving.server import RunningServer, start_server
 from pikfix.serving.supervisor import Supervisor
 
@@ -227,6 +228,21 @@ def problems(supervisor: Supervisor, clock: list[float], checks: int) -> list[st
         clock[0] += supervisor_module.CANARY_EVERY_S
         found.append(supervisor.find_problem())
     return found
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("in ensemble 'pikfix_photo', [decode_photo] busy: 16 photos are being worked on", "busy"),
+        ("in ensemble 'pikfix_photo', Exceeds maximum queue size", "busy"),
+        ("failed to connect to all addresses", "down"),
+        ("Server not ready", "unhealthy"),
+    ],
+)
+def test_want_of_room_is_no_illness(text, state):
+    """Every photo of a large batch in flight would have a healthy server restarted."""
+    error = InferenceServerException(text, status="StatusCode.UNAVAILABLE")
+    assert _judge(error).state == state
 
 
 def test_busy_is_no_reason_to_restart_while_work_goes_on(clock):
