@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from pikfix.cli.problems import CommandError
 from pikfix.client import (
     AsyncPikFixClient,
     ConnectionLostError,
@@ -25,8 +26,10 @@ from pikfix.client import (
     ServerBusyError,
     StepCrashedError,
     StepFailedError,
+    TlsError,
+    WrongServerError,
 )
-from pikfix.client._waits import pause_before_room
+from pikfix.client._waits import LONGEST_PAUSE_S, after_waiting, pause_before_room
 
 _Answer = TypeVar("_Answer")
 
@@ -34,6 +37,9 @@ _Answer = TypeVar("_Answer")
 _MOST_DEATHS = 3
 # With others in flight these may be their doing: no time left, no memory left.
 _PERHAPS_LOAD = (DeadlineExceededError, StepFailedError)
+# The server answered before; until it is itself again, something else may answer in its place.
+_PERHAPS_ANOTHER = (WrongServerError, TlsError)
+_FIRST_PAUSE_S = 0.1
 # A supervisor needs a few seconds to notice that a step has died; until then the server seems
 # ready and is not.
 _NOTICED_AFTER_S = 10.0
@@ -54,6 +60,8 @@ class _Tries:
     refusals: int = 0
     refused_since: float = 0.0
     deaths: int = 0
+    pauses: float = 0.0
+    turned_away_at: float = 0.0
     alone: bool = False
 
 
@@ -92,6 +100,7 @@ class Flow:
 
         Raises:
             PikFixError: the trouble does not pass, or has lasted too long.
+            CommandError: it has lasted too long for this photo alone.
         """
         tries = _Tries()
         while True:
@@ -110,12 +119,13 @@ class Flow:
         if isinstance(error, ServerBusyError):
             await self._wait_for_room(error, tries)
             return
-        if isinstance(error, (StepCrashedError, ConnectionLostError)):
+        died = isinstance(error, (StepCrashedError, ConnectionLostError))
+        if died:
             tries.deaths += 1
             if tries.deaths >= _MOST_DEATHS and not place.company:
                 raise error
             tries.alone = True
-        elif not error.passing:
+        elif not error.passing and not isinstance(error, _PERHAPS_ANOTHER):
             if not isinstance(error, _PERHAPS_LOAD) or not place.company or tries.alone:
                 raise error
             tries.alone = True
@@ -125,6 +135,20 @@ class Flow:
         except PikFixError as reason:
             # The server is gone; what it said of this photo is the first sign of it.
             raise reason from error
+        if not died:
+            await self._pause_before_ready(error, tries)
+
+    async def _pause_before_ready(self, error: PikFixError, tries: _Tries) -> None:
+        """Wait longer each time that a server which calls itself ready turns the photo away."""
+        if tries.pauses > self.reconnect_timeout:
+            if self._answered_at > tries.turned_away_at:
+                # It is no reason to end the run.
+                raise CommandError(f"turned away while other photos were answered: {error}")
+            raise error
+        tries.turned_away_at = tries.turned_away_at or time.monotonic()
+        pause = min(max(tries.pauses, _FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        tries.pauses += pause
+        await asyncio.sleep(pause * random.uniform(0.75, 1.25))
 
     async def _wait_for_room(self, error: ServerBusyError, tries: _Tries) -> None:
         now = time.monotonic()
@@ -132,7 +156,7 @@ class Flow:
         # While other photos of the run are answered, places become free.
         since = max(tries.refused_since, self._answered_at)
         if now - since > max(self.timeout, self.reconnect_timeout):
-            raise error
+            raise after_waiting(error, now - tries.refused_since)
         pause = pause_before_room(error, tries.refusals)
         tries.refusals += 1
         async with self._changed:
@@ -201,7 +225,7 @@ class Flow:
                 await self.client.ensure_ready()
             except PikFixError as error:
                 expected = error.passing or isinstance(
-                    error, (ModelNotFoundError, DeadlineExceededError)
+                    error, (*_PERHAPS_ANOTHER, ModelNotFoundError, DeadlineExceededError)
                 )
                 waited = time.monotonic() - start
                 if not expected or waited > self.reconnect_timeout:

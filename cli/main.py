@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -111,7 +112,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(f"pikfix: {printable(message)}", file=sys.stderr)
 
 
@@ -125,12 +126,29 @@ def _discard_output() -> None:
         os.close(nowhere)
 
 
+def _open_closed_streams() -> None:
+    """Let what was closed, as by 2>&-, go nowhere.
+
+    The next file that is opened would have its number, and get what gRPC tells of; and Python
+    prints on stdout what is meant for a stderr that is None.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     Args:
         argv: the words after the program's name; those of this process where None.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be valid text; show its odd bytes instead of failing on them.
         reconfigure = getattr(stream, "reconfigure", None)

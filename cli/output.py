@@ -36,7 +36,7 @@ class Reporter:
         self._start = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
-        self.unheard = False  # whether the reader of stdout went away
+        self.unheard: OSError | None = None  # why stdout takes no more
         # No rich at all in a pipe: it would wrap lines at 80 columns.
         self._progress = (
             Progress(
@@ -84,16 +84,17 @@ class Reporter:
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            # Where both go into one pipe that nobody reads, nobody can be told.
-            with contextlib.suppress(BrokenPipeError):
+            # Where both go into one pipe that nobody reads, or a full disk, nobody can be told.
+            with contextlib.suppress(OSError):
                 print(line, file=sys.stderr, flush=True)
 
     def __call__(self, outcome: Outcome) -> None:
         """Print one outcome and count it.
 
         Raises:
-            BrokenPipeError: the first time that nobody reads stdout any more; the outcome is
-                counted then, and later ones are named on stderr where nothing came of them.
+            OSError: the first time that stdout cannot be written to, BrokenPipeError where nobody
+                reads it any more; the outcome is counted then, and later ones are named on stderr
+                where nothing came of them.
         """
         self._counts[outcome.status] += 1
         if outcome.status == "failed":
@@ -125,8 +126,8 @@ class Reporter:
             return
         try:
             print(text, flush=True)
-        except BrokenPipeError:
-            self.unheard = True
+        except OSError as error:
+            self.unheard = error
             raise
 
     def summarize(self, left_out: str = "") -> None:

@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from pikfix.cli.problems import stop_signals
+
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that a starting server is ended."""
+    """Let other signals unwind the stack as Ctrl-C does, so that a starting server is ended."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    others = [number for number in stop_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, interrupt) for number in others}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 
 import typer
@@ -30,6 +32,18 @@ _EXTRAS = {
     "faiss": "references",
     "torch_tensorrt": "tensorrt",
 }
+
+
+def stop_signals() -> tuple[int, ...]:
+    """Return the signals that end a command in order: SIGINT, SIGTERM, a terminal that closes.
+
+    Under nohup, which ignores SIGHUP, that is none of them.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    return tuple(numbers)
 
 
 class CommandError(Exception):
@@ -83,7 +97,8 @@ def explain(error: BaseException) -> str | None:
 
 def tell(line: str) -> None:
     """Print a line on stderr, whatever characters the names in it have."""
-    print(printable(line), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full
+        print(printable(line), file=sys.stderr)
 
 
 def explain_os(error: OSError) -> str:

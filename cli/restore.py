@@ -201,12 +201,14 @@ def command(
             # Every photo is accounted for, also where there was no server to send it to.
             if not run.begun:
                 for job in todo:
-                    with contextlib.suppress(BrokenPipeError):
+                    with contextlib.suppress(OSError):
                         reporter(Outcome(job, "unfinished"))
             raise
         finally:
-            if reporter.unheard:
+            if isinstance(reporter.unheard, BrokenPipeError):
                 reporter.complain("pikfix: stopped, as nobody reads the output any more")
+            elif reporter.unheard:
+                reporter.complain("pikfix: stopped, as the output cannot be written")
             reporter.summarize(plan.describe_left_out())
         if run.fatal_error is not None and reporter.count("unfinished"):
             reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
@@ -228,7 +230,7 @@ def _refuse_nothing(plan: Plan, photos: Sequence[Path]) -> None:
 def _exit_code(run: Run, reporter: Reporter) -> int:
     if run.interrupted:
         return INTERRUPTED
-    if reporter.unheard:
+    if isinstance(reporter.unheard, BrokenPipeError):
         return BROKEN_PIPE
     return FAILURE if reporter.count("failed") or reporter.count("unfinished") else SUCCESS
 

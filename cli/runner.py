@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Protocol, cast
 
 from pikfix.cli.flow import Flow
 from pikfix.cli.plan import Job
-from pikfix.cli.problems import CommandError, explain
+from pikfix.cli.problems import CommandError, explain, stop_signals
 from pikfix.cli.threads import in_daemon_thread
 from pikfix.client import (
     AccessDeniedError,
@@ -23,6 +22,7 @@ from pikfix.client import (
     PictureFormat,
     PikFixError,
     Report,
+    RequestCancelledError,
     RestoredPhoto,
     ServerNotReadyError,
     ServerUnreachableError,
@@ -39,6 +39,7 @@ _HOPELESS = (
     TlsError,
     ModelNotFoundError,
     AccessDeniedError,
+    RequestCancelledError,
 )
 _WITH_RESULT = ("restored", "left", "skipped")
 _HOPELESS_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
@@ -165,7 +166,7 @@ class Run:
         report: called with every outcome, as it comes.
         notice: called with a line about what the run waits for.
         begun: whether `over` was called.
-        interrupted: whether SIGINT or SIGTERM ended it.
+        interrupted: whether a signal ended it.
         fatal_error: the error that ended it early.
     """
 
@@ -213,8 +214,8 @@ class Run:
     def _tell(self, outcome: Outcome) -> None:
         try:
             self.report(outcome)
-        except BrokenPipeError:
-            # Whoever reads the results has had enough.
+        except OSError:
+            # Whoever reads the results has had enough, or the disk that takes them is full.
             self._stop()
 
     def _stop(self) -> None:
@@ -226,9 +227,9 @@ class Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the run in order; the second one kills."""
+        """Let the first signal to stop end the run in order; the second one kills."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = stop_signals()
 
         def end() -> None:
             self.interrupted = True

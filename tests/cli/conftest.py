@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_triton
@@ -75,6 +76,19 @@ def pikfix():
 def restore(pikfix, server):
     """Run ``pikfix restore`` against the server."""
     return lambda *words, **kwargs: pikfix("restore", *words, "--url", server.url, **kwargs)
+
+
+@pytest.fixture
+def until():
+    """Wait until a condition holds."""
+
+    def wait(condition, seconds=20.0):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "the condition never came true"
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

@@ -92,6 +92,13 @@ TROUBLES = [
     (grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 503"),
     (grpc.StatusCode.UNAVAILABLE, "Socket closed"),
     (grpc.StatusCode.UNAVAILABLE, ""),
+    (grpc.StatusCode.UNAVAILABLE, "[decode_photo] busy: 16 photos are being worked on"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit exceeded"),
+    (grpc.StatusCode.CANCELLED, ""),
+    (grpc.StatusCode.ABORTED, "overloaded"),
+    (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 500"),
+    (grpc.StatusCode.UNAVAILABLE, "upstream connect error. reset reason: TLS error: reset"),
+    (grpc.StatusCode.UNIMPLEMENTED, "Method not found!"),
 ]
 
 
@@ -176,6 +183,51 @@ def test_what_does_not_pass_is_sent_once(batch, server, fake, text):
     assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 503"),
+        (grpc.StatusCode.UNAVAILABLE, "model 'restore' is not at ready state"),
+        (grpc.StatusCode.CANCELLED, ""),
+    ],
+)
+def test_a_ready_server_that_turns_all_away_is_not_asked_for_ever(
+    batch, server, fake, monkeypatch, status, text
+):
+    """Nor as fast as it can answer: a proxy may refuse the photos and let the question pass."""
+    from pikfix.cli import restore
+
+    monkeypatch.setattr(restore, "_RECONNECT_TIMEOUT", 0.5)
+    fake.fails(server, status, text)
+    start = time.monotonic()
+    code, found, err = batch(3, "--jobs", "1")
+    assert code == 1
+    assert statuses(found) == ["failed", "unfinished"]
+    assert "Traceback" not in err
+    assert time.monotonic() - start < 10
+    # 0.1 s, 0.1, 0.2, 0.4: the pauses double.
+    assert 4 <= len(server.requests) <= 6
+
+
+def test_one_photo_that_is_turned_away_does_not_end_the_run(batch, server, fake, monkeypatch):
+    from pikfix.cli import restore
+
+    monkeypatch.setattr(restore, "_RECONNECT_TIMEOUT", 0.3)
+
+    def answer(request, context):
+        if width_of(fake, request) == 24:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 503")
+        time.sleep(0.1)
+        return fake.answer(request, context)
+
+    server.answer = answer
+    code, found, err = batch(12, "--jobs", "2")
+    assert code == 1
+    assert [name for name, one in found.items() if one["status"] == "failed"] == ["00.jpg"]
+    assert "11 restored, 1 failed" in err
+    assert "00.jpg: turned away while other photos were answered: pikfix_photo" in err
+
+
 def test_patience_ends(batch, server, fake, monkeypatch):
     from pikfix.cli import restore
 
@@ -184,7 +236,8 @@ def test_patience_ends(batch, server, fake, monkeypatch):
     start = time.monotonic()
     code, found, err = batch(3, "--timeout", "0.5")
     assert (code, statuses(found)) == (1, ["failed"])
-    assert "maximum queue size" in err
+    assert "maximum queue size (waited 0." in err
+    assert "s for room in the server)" in err
     assert time.monotonic() - start < 10
 
 
