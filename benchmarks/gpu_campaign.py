@@ -67,6 +67,7 @@ def _first_on_path(folder: Path) -> None:
 def sections() -> list[Section]:
     """In the order in which they are worth most; imports all that they need."""
     import gpu_bundle
+    import gpu_forms
     import gpu_kernels
     import gpu_networks
     import gpu_packages
@@ -85,6 +86,7 @@ def sections() -> list[Section]:
         Section("gluon", 45, gpu_kernels.gluon_tiles),
         Section("parity", 50, gpu_networks.parity),
         Section("networks", 95, gpu_networks.networks),
+        Section("forms", 60, gpu_forms.forms),
         Section("serve", 165, gpu_server.run),
         Section("tiles", 60, gpu_kernels.candidate_tiles),
         Section("packages", CALL_SECONDS, gpu_packages.packages),
@@ -227,8 +229,8 @@ def miniature(plan: Plan) -> Plan:
         batches=(1, 2),
         concurrency=(1, 4),
         seconds=0.02,
-        load_seconds=float(os.environ.get("LOADS", "0.5")),
-        warm_seconds=float(os.environ.get("LOADS", "0.5")),
+        load_seconds=0.5,
+        warm_seconds=0.5,
         tiles=2,
         parity_side=64,
         networks={"tiny": tiny},
@@ -247,8 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--most", type=float, default=CALL_SECONDS, help="seconds of a section")
     parser.add_argument("--sections", nargs="+", help="these alone")
     parser.add_argument("--brief", action="store_true", help="fewer sizes, shorter loads")
-    parser.add_argument("--handover", default="host")
-    parser.add_argument("--networks", nargs="+")
+    parser.add_argument("--networks", nargs="+", help="these alone")
     parser.add_argument("--rehearse", action="store_true", help="in miniature on a CPU")
     parser.add_argument("--crash", metavar="SECTION", help="let one crash, to see what is left")
     parser.add_argument("--prepare", type=Path, metavar="BUNDLE", help="make what is carried along")
@@ -266,7 +267,6 @@ def _plan(options: argparse.Namespace, out: Path, bundle: Path | None) -> Plan:
     plan = Plan("cuda", out, bundle, options.checkpoint.resolve(), crash=options.crash)
     if options.rehearse:
         plan = miniature(plan)
-    plan = replace(plan, handover=options.handover)
     if options.networks:
         plan = replace(plan, networks={n: plan.networks[n] for n in options.networks})
     if options.brief:

@@ -67,7 +67,6 @@ class Plan:
     seconds: float = 0.2
     load_seconds: float = 8.0
     warm_seconds: float = 4.0
-    handover: str = "host"
     tiles: int = 12
     parity_side: int = 96
     networks: dict[str, Row | None] = field(

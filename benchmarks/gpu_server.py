@@ -49,7 +49,6 @@ def serve(plan: Plan, rows: Rows) -> None:
         if all(rows.has(key) for key in (*keys.values(), open_key)):
             continue
         repository = write_repository(plan, name)
-        _hand_over(repository, plan.handover)
         attempt = 1
         while rows.has(f"{name}, start {attempt}") and attempt < 9:  # of an earlier call
             attempt += 1
@@ -85,23 +84,6 @@ class Server:
     def stop(self) -> None:
         """End it, if it runs."""
         self._running.close()
-
-
-def _hand_over(repository: Path, way: str) -> None:
-    """EXPERIMENT: how tensors go from step to step."""
-    for config in repository.glob("*/config.pbtxt"):
-        text = config.read_text()
-        if "free" in way:
-            text = re.sub(r"  default_queue_policy \{[^}]*\}\n", "", text)
-            text = re.sub(r"dynamic_batching \{\s*\}\n", "", text)
-        if "device" in way:
-            config.write_text(text)
-            continue
-        text = re.sub(r'(key: "device_outputs"\s+value \{\s+string_value: ")[^"]*', r"\1", text)
-        text = re.sub(
-            r'(key: "FORCE_CPU_ONLY_INPUT_TENSORS"\s+value \{\s+string_value: ")no', r"\1yes", text
-        )
-        config.write_text(text)
 
 
 def _loads(plan: Plan, rows: Rows, server: Server, keys: dict[int, str], open_key: str) -> None:
@@ -197,7 +179,6 @@ def running(plan: Plan, repository: Path) -> Iterator[tuple[int, list[str]]]:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in bound]
     words = [f"--model-repository={repository}"]
-    words.append(f"--cuda-memory-pool-byte-size=0:{4 << 30}")
     names = ("http", "grpc", "metrics")
     words += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
     code = "import sys; from pikfix.serving.tritonserver import main; sys.exit(main())"
@@ -356,8 +337,8 @@ def closed_loop(
     start = time.monotonic()
     _together([threading.Thread(target=client) for _ in range(clients)])
     wall = time.monotonic() - start
-    steps = _difference(before, statistics_of(port))
     cores = (_busy_seconds() - busy) / wall
+    steps = _difference(before, statistics_of(port))
     return {**facts, "clients": clients, "busy_cores": cores, "steps": steps} | load.figures(wall)
 
 

@@ -133,10 +133,11 @@ class Placement:
         """How many photos are decoded, and how many encoded, at a time.
 
         Beside networks on the same CPU, two use two cores while those of another photo run. Beside
-        a GPU the cores have nothing else to do, and 10 ms a photo and core would be its limit:
-        then there are as many as this machine has cores, which should be the one that serves.
+        a GPU the cores have little else to do, and milliseconds a photo and core would be its
+        limit: then decoding has half the cores, and encoding the other half, of this machine,
+        which should be the one that serves.
         """
-        return max(2, os.cpu_count() or 2) if self.device == "cuda" else 2
+        return max(2, (os.cpu_count() or 2) // 2) if self.device == "cuda" else 2
 
     @property
     def bucket_sides(self) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_campaign.py"
-SECTIONS = {"probe", "compile", "kernels", "tiles", "parity", "networks", "serve", "packages"}
+SECTIONS = {"probe", "compile", "kernels", "tiles", "parity", "networks", "forms", "serve"}
+SECTIONS |= {"packages"}
 
 # Absent there. What the bundle brings along, under the campaign's own folders, may be imported.
 BLOCKED = f"""
@@ -470,3 +471,20 @@ def test_graphs_and_peers_are_asked_for_by_names_that_exist(modules: Any) -> Non
         known = name.rsplit(" ", 1)[0].removesuffix(", max pass").removesuffix(", padded")
         known = "SDPA {name}, padded" if known.startswith("SDPA") else known
         assert known in source, name
+
+
+def test_candidate_forms_compute_what_the_served_form_does(modules: Any) -> None:
+    """With several units; in float32 what is summed in another order differs in the last digits."""
+    torch = importlib.import_module("torch")
+    forms, served = modules("gpu_forms"), importlib.import_module("pikfix.inference.forms")
+    blocks = importlib.import_module("pikfix.networks.blocks")
+    torch.manual_seed(0)
+    block = served.LeanResidualDenseBlock(blocks.ResidualDenseBlock(6, 3, 4), 4)
+    block = block.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 6, 9, 11).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = block(x)
+        for form in forms.forms_on("cpu"):
+            found = forms.FORMS[form](block)(x)
+            assert (found - expected).abs().max() < 1e-5, form
+    assert set(forms.FORMS) - set(forms.forms_on("cpu")) == {"fused"}

@@ -209,9 +209,9 @@ def test_a_gpu_gets_fewer_buckets_and_a_cpu_no_more_padding() -> None:
     assert set(GPU_BUCKET_SIDES) <= set(DEFAULT_BUCKET_SIDES)
 
 
-def test_beside_a_gpu_every_core_decodes_and_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_a_gpu_every_core_decodes_or_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    for device, count in (("cpu", 2), ("cuda", 16)):
+    for device, count in (("cpu", 2), ("cuda", 8)):
         for name in PYTHON_STEPS:
             assert configs("ngc", "tensorrt", device)[name].instance_group[0].count == count
     chosen = dict.fromkeys(NETWORKS, RUNTIMES["onnxruntime"])
