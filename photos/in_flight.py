@@ -2,8 +2,8 @@
 
 Triton's own bound, `max_queue_size` of a queue policy, costs more than it saves: a dynamic batcher
 with a policy that finds its instances busy sleeps half a second, from which only a later request
-wakes it (core, src/dynamic_batch_scheduler.cc, WaitForPayloadSlotAvailable). On a GPU, where a step
-takes milliseconds, eight clients were answered a tenth as fast for it.
+wakes it (core, src/dynamic_batch_scheduler.cc, WaitForPayloadSlotAvailable). Of four clients with a
+small network on two cores, each waited 59 ms for a step that takes 4, and 2 ms without a policy.
 """
 
 from __future__ import annotations
