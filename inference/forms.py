@@ -164,9 +164,8 @@ def _spread(
 ) -> nn.Conv2d:
     """A convolution whose inputs, after the first `start`, come in groups filled up with zeros."""
     groups = (layer.in_channels - start) // growth
-    spread = nn.Conv2d(
-        start + groups * filled, out_channels, layer.kernel_size, padding=layer.padding
-    )
+    side = layer.kernel_size[0]
+    spread = nn.Conv2d(start + groups * filled, out_channels, side, padding=side // 2)
     weight = layer.weight.new_zeros(out_channels, spread.in_channels, *layer.kernel_size)
     given = layer.weight.detach()
     weight[: layer.out_channels, :start] = given[:, :start]

@@ -158,7 +158,7 @@ def test_it_takes_half_precision_by_the_smallest_tile_that_covers_it(
         {"table": next(table for table in tiles.tables() if table.capability == 80)},
         {"make": torch.empty},  # on the CPU
     ],
-    ids=str,
+    ids=lambda problem: "-".join(map(str, problem)),
 )
 def test_it_leaves_what_it_cannot_take(problem):
     assert found() is not None
