@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ settings.load_profile("pikfix")
 
 def pytest_configure(config: pytest.Config) -> None:
     workers.settle(config)
+    # What starts the tests in the background may ignore these, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.option.randomly_reset_seed = False  # pytest-randomly: the order alone, not the numbers
 
 

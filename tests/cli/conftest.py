@@ -36,12 +36,20 @@ def free_url():
         yield f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def start(*words, **kwargs):
-    """Start the installed command, without a terminal."""
+BEFORE = "import os, resource, signal, sys; {}; os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def start(*words, before=None, **kwargs):
+    """Start the installed command, without a terminal; `before` is a statement of its process.
+
+    Not by `preexec_fn`: between a fork and the command, gRPC's threads may end the process.
+    """
     kwargs.setdefault("stdout", subprocess.PIPE)
     kwargs.setdefault("stderr", subprocess.PIPE)
     environment = {**os.environ, "PYTHONWARNINGS": "default", **kwargs.pop("env", {})}
-    return subprocess.Popen([str(PIKFIX), *map(str, words)], text=True, env=environment, **kwargs)
+    prefix = [] if before is None else [sys.executable, "-c", BEFORE.format(before)]
+    command = [*prefix, str(PIKFIX), *map(str, words)]
+    return subprocess.Popen(command, text=True, env=environment, **kwargs)
 
 
 @pytest.fixture

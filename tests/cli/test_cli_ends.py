@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -36,7 +35,7 @@ def test_messages_that_nobody_can_read_cost_no_photo(begin, server, picture, tmp
         process = begin(
             *("restore", tmp_path / "in", "-o", tmp_path / "out", "--url", server.url),
             stderr=full if target == "full" else None,
-            preexec_fn=(lambda: os.close(2)) if target == "closed" else None,
+            before="os.close(2)" if target == "closed" else None,
         )
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 1  # the one that is no picture
@@ -48,12 +47,10 @@ def test_messages_that_nobody_can_read_cost_no_photo(begin, server, picture, tmp
 
 def test_results_larger_than_files_may_be(begin, server, picture, tmp_path):
     """As under `ulimit -f` or a quota: an error for each, and no part of a result."""
-    import resource
-
     photos(picture, tmp_path / "in", 2)
     process = begin(
         *("restore", tmp_path / "in", "-o", tmp_path / "out", "--url", server.url),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16)),
+        before="resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))",
     )
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
@@ -109,7 +106,7 @@ def test_a_run_under_nohup_outlives_its_terminal(begin, server, fake, picture, t
     server.answer = lambda request, context: (time.sleep(1), fake.answer(request, context))[1]
     process = begin(
         *("restore", tmp_path / "in", "-o", tmp_path / "out", "--url", server.url),
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        before="signal.signal(signal.SIGHUP, signal.SIG_IGN)",
     )
     until(lambda: server.requests)
     process.send_signal(signal.SIGHUP)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import queue
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pikfix.client import PikFixClient
 from pikfix.export import Manifest
 from pikfix.export.configs import ServingSettings
 from pikfix.networks import PikFix, load_checkpoint
+from pikfix.photos.in_flight import InFlight
 from pikfix.serving.server import RunningServer, start_server
 
 pytestmark = pytest.mark.serving
@@ -313,22 +313,36 @@ def test_the_readmes_client_works_as_written(
     assert Image.open("restored.jpg").size == (120, 80)
 
 
-def test_more_photos_than_it_works_on_are_refused_and_then_taken(server: RunningServer) -> None:
-    """Each answered photo frees its place; the client waits for one."""
+def test_a_photo_is_refused_while_there_is_no_place_and_waits_for_one(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places of a running server, taken from outside."""
+    data = encoded(photo(64, 48))
+    limit = ServingSettings().max_in_flight
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getppid", lambda: server.server_pid)
+        places = InFlight.of_this_server()
+    inputs = [tensor("photo", files(data)), tensor("reference", files(reference()))]
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        client.infer("pikfix_photo", inputs)  # its place is free again:
+        held = places.admit(limit, limit)
+        assert len(held) == limit
+        with pytest.raises(
+            InferenceServerException, match=r"\[decode_photo\] busy: 16 photos"
+        ) as no:
+            client.infer("pikfix_photo", inputs)
+        assert no.value.status() == "StatusCode.UNAVAILABLE"
+    with PikFixClient(server.grpc_url) as ours, ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(ours.restore, data, reference()) for _ in range(3)]
+        assert not wait(waiting, timeout=1.0).done
+        places.release(held)
+        done = [answer.result(timeout=60) for answer in waiting]
+    assert len({bytes(result.data) for result in done}) == 1
+
+
+def test_more_photos_at_once_than_it_works_on_are_all_answered(server: RunningServer) -> None:
     data = encoded(photo(64, 48))
     count = 3 * ServingSettings().max_in_flight
-    answers: queue.Queue[Any] = queue.Queue()
-    with grpc.InferenceServerClient(server.grpc_url) as client:
-        for _ in range(2):
-            for _ in range(count):
-                inputs = [tensor("photo", files(data)), tensor("reference", files(reference()))]
-                client.async_infer("pikfix_photo", inputs, lambda result, error: answers.put(error))
-            told = [answers.get(timeout=60) for _ in range(count)]
-            errors = [error for error in told if error is not None]
-            assert 0 < len(errors) <= count - ServingSettings().max_in_flight
-            for error in errors:
-                assert error.status() == "StatusCode.UNAVAILABLE"
-                assert "[decode_photo] busy: " in error.message()
     with PikFixClient(server.grpc_url) as ours, ThreadPoolExecutor(count) as threads:
         done = list(threads.map(lambda _: ours.restore(data, reference()), range(count)))
     assert len({bytes(result.data) for result in done}) == 1

@@ -319,10 +319,12 @@ def test_limits_that_large_photos_exceed(monkeypatch, identity_repository):
     assert preflight.check_limits() is None
 
 
+LOW = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))\n"
+
+
 def test_a_low_limit_is_one_line(identity_repository, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", START, str(identity_repository)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)),
+        [sys.executable, "-c", LOW + START, str(identity_repository)],
         capture_output=True,
         text=True,
         timeout=60,
