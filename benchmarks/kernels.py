@@ -122,9 +122,15 @@ def peak_megabytes(run: Callable[[], Any], device: str) -> float:
     return (status("VmHWM") - before) / 1024
 
 
-def ceilings(device: str, seconds: float) -> dict[str, float]:
-    """TFLOP/s of a square matrix product per dtype, and GB/s of a copy."""
-    size = 8192 if device == "cuda" else 2048
+def ceilings(device: str, seconds: float, side: int | None = None) -> dict[str, float]:
+    """TFLOP/s of a square matrix product per dtype, and GB/s of a copy.
+
+    Args:
+        device: "cuda" or "cpu".
+        seconds: for each.
+        side: of the matrices; None for what fills the device.
+    """
+    size = side or (8192 if device == "cuda" else 2048)
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         if device == "cpu" and name == "fp16":

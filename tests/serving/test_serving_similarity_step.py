@@ -152,7 +152,8 @@ def test_requests_of_equal_shapes_are_one_run_and_each_gets_its_own_answer(
     assert sorted(runs) == [1, 1, 4]
     for one, answer in zip(asked, answers, strict=True):
         for name, wanted in expected(checkpoint, one).items():
-            np.testing.assert_allclose(answer.outputs[name], wanted, atol=2e-5)
+            # Batches are summed in another order; a softmax at 0.03 multiplies the last digits.
+            np.testing.assert_allclose(answer.outputs[name], wanted, atol=1e-4)
 
 
 def test_a_bad_request_fails_alone(step: Any) -> None:
