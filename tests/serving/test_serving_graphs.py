@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from pikfix.serving.graphs import GraphCache, Named, Repeated, recorder
+from pikfix.serving.graphs import GraphCache, Named, Repeated, SharedPool, recorder
 
 LARGEST = 1000
 
@@ -161,3 +161,21 @@ def test_cuda_graphs_give_what_the_function_gives() -> None:
                 answer = cache.run("f", convolve, given)["y"]
                 assert torch.allclose(answer, expected, atol=2e-3)
     assert len(cache) == 2
+
+
+def test_a_pool_is_renewed_once_its_last_graph_has_gone() -> None:
+    class Graph:
+        pass
+
+    made = iter("abc")
+    pool = SharedPool(lambda: next(made))
+    first = Graph()
+    assert pool.handle() == "a"
+    pool.add(first)
+    second = Graph()
+    assert pool.handle() == "a"
+    pool.add(second)
+    del first
+    assert pool.handle() == "a"
+    del second
+    assert pool.handle() == "b"
