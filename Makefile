@@ -109,5 +109,5 @@ lint-gpu: $(VENV)/.dev ## Check the calls into TensorRT against its types (two s
 
 .PHONY: clean
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) demo build src/*.egg-info $(REPOSITORY)/restore $(REPOSITORY)/tone $(REPOSITORY)/similarity \
+	rm -rf $(VENV) demo build src/*.egg-info $(REPOSITORY)/damage $(REPOSITORY)/restore $(REPOSITORY)/tone $(REPOSITORY)/similarity \
 		$(REPOSITORY)/colorize $(REPOSITORY)/manifest.json

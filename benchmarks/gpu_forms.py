@@ -21,6 +21,7 @@ from pikfix.inference import InferenceStep
 from pikfix.inference.forms import LeanResidualDenseBlock
 from pikfix.serving.graphs import Named
 from pikfix.systems.base import Precision
+from pikfix.systems.registry import system_of
 
 STEPS = ("restore", "colorize")
 """Those with residual dense blocks."""
@@ -136,7 +137,7 @@ def forms(plan: Plan, rows: Rows) -> None:
         model = build(plan, name)
         known = {n: t.to(plan.device) for n, t in photo_like(batch, side, 1, side, 1).items()}
         with torch.inference_mode():
-            for step in ("restore", "tone", "similarity", "colorize"):
+            for step in system_of("pikfix").step_names:
                 network = inference_step(model, step, precision, plan.device)
                 inputs = {tensor.name: known[tensor.name] for tensor in network.step.inputs}
                 expected = network(inputs)

@@ -20,14 +20,15 @@ from pikfix.cli.problems import CommandError, UsageError, tell
 from pikfix.evaluation.choosers import LibraryChooser, ReferenceChooser
 from pikfix.evaluation.evaluator import evaluate
 from pikfix.evaluation.pictures import find_pictures
-from pikfix.evaluation.protocols import PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
-from pikfix.networks import load_checkpoint
 from pikfix.references.builder import build_library
 from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library
 from pikfix.references.manifest import FILE as LIBRARY_FILE
+from pikfix.systems.checkpoint import load
+from pikfix.systems.registry import SYSTEMS, system_of
 from pikfix.training.degradation import DEGRADATIONS, degrade
 
+PROTOCOLS = {k: v for name in SYSTEMS for k, v in system_of(name).imported_protocols().items()}
 ProtocolName = Enum("ProtocolName", {name: name for name in PROTOCOLS}, type=str)  # type: ignore[misc]
 
 _SHEET_ROWS = 16
@@ -87,7 +88,11 @@ def command(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CommandError("there is no CUDA device here; give --device cpu")
     found = find_pictures(photos, tell)[:limit]
-    model = load_checkpoint(checkpoint, device)
+    loaded = load(checkpoint)
+    if protocol.value not in loaded.system.protocols:
+        of_it = ", ".join(loaded.system.protocols)
+        raise UsageError(f"{checkpoint} is of the system {loaded.system.name}: measure {of_it}")
+    model = loaded.model.to(device)
     choose: ReferenceChooser | None = None
     if measured.chooses and references is not None:
         choose = LibraryChooser(_library(references, checkpoint))

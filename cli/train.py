@@ -13,9 +13,11 @@ import typer
 
 from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
-from pikfix.training.config import PARTS, TERMS, ColorInput, Precision, Schedule, preset
+from pikfix.systems.registry import system_of
+from pikfix.training.config import SUBNETS, TERMS, ColorInput, Precision, Schedule, preset
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train, usual_precision
+from pikfix.training.stage_run import StageConfig, train_stage
 
 
 class Preset(str, Enum):
@@ -76,6 +78,15 @@ def command(
         ),
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rate.")] = None,
+    system: Annotated[
+        str, typer.Option(help="What is trained; damage finds and fills cracks and stains.")
+    ] = "pikfix",
+    stage: Annotated[
+        str | None, typer.Option(help="Of another system than pikfix: detector or filler.")
+    ] = None,
+    stamps: Annotated[
+        Path | None, typer.Option(help="Folder of pictures of dirt, for the system damage.")
+    ] = None,
     parts: Annotated[
         str,
         typer.Option(
@@ -130,29 +141,6 @@ def command(
     A run ends when its budget is used; without --minutes and --steps it goes on until it is
     interrupted, which saves it.
     """
-    config = preset(name.value)
-    shortcuts: dict[str, dict[str, Any]] = {
-        "data": {"crop": crop},
-        "optimizer": {
-            "batch": batch,
-            "learning_rate": lr,
-            "precision": precision or usual_precision(out, resume=resume, device=device.value),
-            "schedule": schedule,
-        },
-    }
-    try:
-        config = dataclasses.replace(
-            config,
-            network=_changed(config.network, ablation, "--ablation"),
-            data=_changed(config.data, data, "--data", shortcuts["data"]),
-            loss=_changed(config.loss, loss, "--loss"),
-            optimizer=_changed(config.optimizer, optimizer, "--optimizer", shortcuts["optimizer"]),
-            parts=tuple(part.strip() for part in parts.split(",")),
-            color_input=color_input or config.color_input,
-            seed=seed,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
     options = RunOptions(
@@ -169,7 +157,46 @@ def command(
         workers=workers,
         budget=Budget(steps, minutes, checkpoint_minutes, validation_minutes, log_steps),
     )
-    result = train(config, options)
+    updates = {
+        "batch": batch,
+        "learning_rate": lr,
+        "precision": precision or usual_precision(out, resume=resume, device=device.value),
+        "schedule": schedule,
+    }
+    try:
+        if system == "pikfix":
+            if stage is not None or stamps is not None:
+                raise UsageError("--stage and --stamps go with another --system, such as damage")
+            config = preset(name.value)
+            config = dataclasses.replace(
+                config,
+                network=_changed(config.network, ablation, "--ablation"),
+                data=_changed(config.data, data, "--data", {"crop": crop}),
+                loss=_changed(config.loss, loss, "--loss"),
+                optimizer=_changed(config.optimizer, optimizer, "--optimizer", updates),
+                parts=tuple(part.strip() for part in parts.split(",")),
+                color_input=color_input or config.color_input,
+                seed=seed,
+            )
+            result = train(config, options)
+        else:
+            if loss or data or color_input or feature_weights or neighbours:
+                raise UsageError(
+                    "--loss, --data, --color-input, --feature-weights and --neighbours go with "
+                    "--system pikfix alone: leave them out"
+                )
+            kind = system_of(system).stage(stage)
+            plan = StageConfig(
+                system,
+                stage or "",
+                _changed(_preset(system, name.value), ablation, "--ablation").to_dict(),
+                optimizer=_changed(kind.optimizer, optimizer, "--optimizer", updates),
+                seed=seed,
+            )
+            plan = plan if crop is None else dataclasses.replace(plan, crop=crop)
+            result = train_stage(plan, options, stamps)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if result.first:
         took = f"step {result.step} after {result.minutes:.1f} minutes"
         print(f"{result.reason} at {took}: {result.model}")
@@ -177,10 +204,17 @@ def command(
         raise typer.Exit(INTERRUPTED)
 
 
+def _preset(system: str, name: str) -> Any:
+    presets = system_of(system).presets
+    if name not in presets:
+        raise UsageError(f"{system} has no preset {name}: choose from {', '.join(presets)}")
+    return presets[name]
+
+
 def _origin(word: str) -> tuple[str | None, Path]:
     """Split `[SUBNET=]CHECKPOINT`."""
     part, equals, path = word.partition("=")
-    if equals and part in PARTS:
+    if equals and part in SUBNETS:
         return part, Path(path)
     return None, Path(word)
 

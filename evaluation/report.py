@@ -16,6 +16,8 @@ from pikfix.photos import write_atomically
 
 TITLES = {
     "input": "input",
+    "mask": "what was filled",
+    "smooth": "smooth filling",
     "grey": "grey photo",
     "histogram_match": "histogram match",
     "model_one_reference": "model, 1 reference",
@@ -29,8 +31,11 @@ _METRICS = {
     "colourfulness": ("colourfulness", ".1f"),
     "ciede2000": ("CIEDE2000", ".2f"),
     "lpips": ("LPIPS", ".3f"),
+    "auc": ("ROC area", ".4f"),
+    "recall": ("recall at 1 %", ".3f"),
+    "masked_share": ("share filled", ".5f"),
 }
-_COLUMNS = ("input", "grey", "reference", "histogram_match", "model", "truth")
+_COLUMNS = ("input", "mask", "grey", "reference", "histogram_match", "model", "truth")
 _CELL, _GAP, _HEADER, _CAPTION = 192, 6, 18, 14
 
 

@@ -8,15 +8,9 @@ from pikfix.networks.checkpoint import (
 )
 from pikfix.networks.color import AB_SCALE, lab_to_rgb, rgb_to_lab
 from pikfix.networks.config import PRESETS, PYRAMID_LEVELS, PikFixConfig
-from pikfix.networks.model import (
-    SIDE_MULTIPLE,
-    WORKING_LIMIT,
-    PikFix,
-    PikFixOutput,
-    to_working,
-    working_size,
-)
+from pikfix.networks.model import PikFix, PikFixOutput, to_working
 from pikfix.networks.resnet import load_torchvision_resnet
+from pikfix.networks.sizes import SIDE_MULTIPLE, WORKING_LIMIT, working_size
 
 __all__ = [
     "AB_SCALE",

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from pikfix.networks.colorization import Colorization
 from pikfix.networks.config import PikFixConfig
+from pikfix.networks.damage import Damage
 from pikfix.networks.restoration import Restoration
 from pikfix.networks.similarity import Similarity
-from pikfix.networks.sizes import resize_antialiased
-
-SIDE_MULTIPLE = 32
-"""Working sizes and reference sides are multiples of this: five halvings."""
-
-WORKING_LIMIT = 512
-"""Longest working side. Eyes are coarse in colour, and the correlation grows with its fourth
-power."""
+from pikfix.networks.sizes import WORKING_LIMIT, resize_antialiased, working_size
 
 
 class PikFixOutput(NamedTuple):
@@ -29,30 +22,6 @@ class PikFixOutput(NamedTuple):
     warped: tuple[Tensor, ...]
     confidence: tuple[Tensor, ...]
     ab: Tensor
-
-
-def working_size(height: int, width: int, limit: int = WORKING_LIMIT) -> tuple[int, int]:
-    """The size at which colour is predicted.
-
-    Args:
-        height: of the photo, in pixels.
-        width: of the photo, in pixels.
-        limit: longest side.
-
-    Returns:
-        Multiples of 32, at least 32: the photo's own size rounded, or, where its long side is
-        over the limit, the size scaled down to it.
-    """
-    # Integers only, so that export turns the same formula into a shape computation.
-    long_side = torch.sym_max(torch.sym_max(height, width), limit)
-    half = SIDE_MULTIPLE // 2
-
-    def scale(side: int) -> int:
-        multiple = (side * limit // long_side + half) // SIDE_MULTIPLE
-        working: int = torch.sym_max(multiple, 1) * SIDE_MULTIPLE
-        return working
-
-    return scale(height), scale(width)
 
 
 def to_working(luminance: Tensor, limit: int = WORKING_LIMIT) -> Tensor:
@@ -67,6 +36,7 @@ class PikFix(nn.Module):
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         self.config = config
+        self.damage = Damage(config.damage) if config.damage else None
         self.restoration = Restoration(config)
         self.similarity = Similarity(config)
         self.colorization = Colorization(config)
@@ -81,8 +51,14 @@ class PikFix(nn.Module):
         Returns:
             All tensors of the served pipeline; `ab` is at the working size.
         """
-        restored_l = self.restoration(photo_l)
+        restored_l = self.restored(photo_l)
         working_l = to_working(restored_l)
         warped, confidence = self.similarity(working_l, reference_lab)
         ab = self.colorization(working_l, warped, confidence)
         return PikFixOutput(restored_l, working_l, warped, confidence, ab)
+
+    def restored(self, photo_l: Tensor) -> Tensor:
+        """The photos with damage filled, where the configuration finds it, and restored."""
+        filled_l = photo_l if self.damage is None else self.damage(photo_l)[0]
+        restored_l: Tensor = self.restoration(filled_l)
+        return restored_l

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SIDE_MULTIPLE = 32
+"""Working sizes and reference sides are multiples of this: five halvings."""
+
+WORKING_LIMIT = 512
+"""Longest working side. Eyes are coarse in colour, and the correlation grows with its fourth
+power."""
+
 
 def pad_to_multiple(pictures: Tensor, multiple: int) -> Tensor:
     """Repeat the right and bottom edges of `[B, C, H, W]` until both sides are multiples."""
@@ -14,6 +21,30 @@ def pad_to_multiple(pictures: Tensor, multiple: int) -> Tensor:
     right = (width + multiple - 1) // multiple * multiple - width
     bottom = (height + multiple - 1) // multiple * multiple - height
     return F.pad(pictures, (0, right, 0, bottom), mode="replicate")
+
+
+def working_size(height: int, width: int, limit: int = WORKING_LIMIT) -> tuple[int, int]:
+    """The size at which colour is predicted.
+
+    Args:
+        height: of the photo, in pixels.
+        width: of the photo, in pixels.
+        limit: longest side.
+
+    Returns:
+        Multiples of 32, at least 32: the photo's own size rounded, or, where its long side is
+        over the limit, the size scaled down to it.
+    """
+    # Integers only, so that export turns the same formula into a shape computation.
+    long_side = torch.sym_max(torch.sym_max(height, width), limit)
+    half = SIDE_MULTIPLE // 2
+
+    def scale(side: int) -> int:
+        multiple = (side * limit // long_side + half) // SIDE_MULTIPLE
+        working: int = torch.sym_max(multiple, 1) * SIDE_MULTIPLE
+        return working
+
+    return scale(height), scale(width)
 
 
 def resize_antialiased(pictures: Tensor, size: tuple[int, int]) -> Tensor:

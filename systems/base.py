@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, Literal
 
 DataType = Literal["FP32", "BYTES"]
@@ -153,6 +154,10 @@ class System:
     ensembles: what clients call.
     sample_inputs: draws tensors that look like photos, for a seeded `numpy.random.Generator` and a
         case: at least what no step before gives.
+    presets: configurations by name.
+    stages: what trains it, by name: where a function of `pikfix.training.stage_run.Material` that
+        gives a `pikfix.training.stage.Stage` lies, as `module:name`.
+    protocols: what measures it, by name: where its `pikfix.evaluation.protocol.Protocol` lies.
     """
 
     name: str
@@ -162,12 +167,36 @@ class System:
     python_steps: tuple[Model, ...]
     ensembles: tuple[Ensemble, ...]
     sample_inputs: Callable[[Any, Case], dict[str, Any]]
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, str] = field(default_factory=dict)
+    protocols: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def step_names(self) -> tuple[str, ...]:
         """Of every configuration."""
         return tuple(step.name for step in self.steps(self.config_type()))
 
+    def stage(self, name: str | None) -> Any:
+        """What makes the stage of a name.
+
+        Raises:
+            ValueError: there is none; the message names those there are.
+        """
+        if name is None or name not in self.stages:
+            which = "needs a stage" if name is None else f"has no stage {name!r}"
+            names = ", ".join(self.stages) or "none"
+            raise ValueError(f"{self.name} {which}: choose from {names}")
+        return _imported(self.stages[name])
+
+    def imported_protocols(self) -> dict[str, Any]:
+        """The protocols themselves, by name."""
+        return {name: _imported(place) for name, place in self.protocols.items()}
+
     def modules(self, model: Any, steps: Sequence[Step]) -> dict[str, Any]:
         """The torch modules of steps in evaluation mode, by name."""
         return {step.name: step.module(model).eval() for step in steps}
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

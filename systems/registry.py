@@ -6,7 +6,7 @@ from importlib import import_module
 
 from pikfix.systems.base import System
 
-SYSTEMS = {"pikfix": "pikfix.systems.pikfix"}
+SYSTEMS = {"pikfix": "pikfix.systems.pikfix", "damage": "pikfix.systems.damage"}
 """Where the `SYSTEM` of each name is declared."""
 
 

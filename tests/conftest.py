@@ -99,15 +99,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network with seeded weights that change their input."""
-    torch.manual_seed(0)
-    model = PikFix(tiny_config)
-    for layer in (model.restoration.output, model.colorization.output):
-        torch.nn.init.normal_(layer.weight, std=0.05)
-    torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_checkpoint(model, path, {"steps": "0"})
-    return path
+    """A tiny network with seeded weights that change their input.
+
+    One file for all processes: the order of a safetensors header differs from one to the next.
+    """
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(0)
+        model = PikFix(tiny_config)
+        for layer in (model.restoration.output, model.colorization.output):
+            torch.nn.init.normal_(layer.weight, std=0.05)
+        torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
+        save_checkpoint(model, folder / "tiny.safetensors", {"steps": "0"})
+
+    return workers.once(tmp_path_factory, "checkpoint", write) / "tiny.safetensors"
 
 
 @pytest.fixture(scope="session")

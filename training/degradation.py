@@ -130,13 +130,13 @@ def degrade(image: Array, rng: np.random.Generator, config: DegradationConfig) -
     for name, defect in SURFACE.items():
         if rng.random() < _probability(name, config):
             for layer in defect(height, width, rng, scale):
-                out = _blend(out, layer, mask)
+                out = blended(out, layer, mask)
     if surface_first:
         out = _unstructured(out, rng, scale, config)
     for name, defect in LOSSES.items():
         if rng.random() < _probability(name, config):
             for layer in defect(height, width, rng, scale):
-                out = _blend(out, layer, mask)
+                out = blended(out, layer, mask)
     return Degraded(np.clip(out, 0.0, 1.0).astype(np.float32, copy=False), mask)
 
 
@@ -168,7 +168,7 @@ def _unstructured(
     return image
 
 
-def _blend(image: Array, layer: Layer, mask: Array) -> Array:
+def blended(image: Array, layer: Layer, mask: Array) -> Array:
     """Blend a layer over the picture; enter its alpha into the mask (in place)."""
     alpha = layer.coverage * np.float32(layer.opacity)
     if layer.defect:

@@ -18,8 +18,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from pikfix.kernels import cpu
-from pikfix.networks import CheckpointError, PikFix, load_checkpoint
-from pikfix.training.config import PARTS, Precision, TrainConfig, differences
+from pikfix.networks import CheckpointError, PikFix
+from pikfix.systems.checkpoint import Loaded, load
+from pikfix.training.config import SUBNETS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.features import FeatureNet, load_feature_net
@@ -74,7 +75,7 @@ def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = 
     Raises:
         TrainingError: it cannot start or go on; the message says what to do.
     """
-    state, warnings = _check(config, options)
+    state, warnings = check(config, options)
     reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
     try:
         for warning in warnings:
@@ -97,7 +98,7 @@ def usual_precision(folder: Path, *, resume: bool, device: str) -> Precision:
     return cpu.training_precision() if device == "cpu" else "bf16"
 
 
-def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list[str]]:
+def check(config: Any, options: RunOptions) -> tuple[State | None, list[str]]:
     """Refuse what cannot work before anything slow happens; returns the state to resume."""
     folder = options.folder
     if options.device not in ("cpu", "cuda"):
@@ -116,7 +117,7 @@ def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list
         return None, []
     state, warnings = load_state(folder)
     try:
-        begun = TrainConfig.from_dict(json.loads(state["config"]))
+        begun = type(config).from_dict(json.loads(state["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             f"the run in {folder} was begun by another version ({in_one_line(error)}): start "
@@ -134,22 +135,21 @@ def _check(config: TrainConfig, options: RunOptions) -> tuple[State | None, list
 def _train(
     config: TrainConfig, options: RunOptions, reporter: Reporter, state: State | None
 ) -> Result:
-    fabric = _fabric(config, options)
-    fabric.launch()
+    fabric = launched(config.optimizer.precision, options)
     first = fabric.is_global_zero
     say = reporter.say if first else _silence
-    _make_folder(options.folder)
+    make_folder(options.folder)
 
     if options.device == "cpu" and (warning := cpu.emulation(config.optimizer.precision)):
         say(warning)
     store = open_photos(options.photos, config.data.side, options.cache)
-    _tell_skipped(options.photos, store, say)
+    tell_skipped(options.photos, store, say)
     if first:
         _write_skipped(options.folder / "skipped.csv", store)
     validation = None
     if options.validation is not None:
         validation = open_photos(options.validation, options.validation_side)
-        _tell_skipped(options.validation, validation, say)
+        tell_skipped(options.validation, validation, say)
         validation = first_photos(validation, options.validation_limit)
     else:
         say("no validation folder (--val): training goes on without validation")
@@ -246,33 +246,52 @@ def _material(
     return Material(net, config, dataset, features, measured)
 
 
-def _fabric(config: TrainConfig, options: RunOptions) -> Fabric:
+def launched(precision: Precision, options: RunOptions) -> Fabric:
+    """The devices of a run, ready."""
     strategy: Any = "auto"
     if options.devices > 1:
         # A term that is switched off leaves parameters without a gradient.
         strategy = DDPStrategy(find_unused_parameters=True)
-    return Fabric(
+    fabric = Fabric(
         accelerator=options.device,
         devices=options.devices,
         strategy=strategy,
-        precision="bf16-mixed" if config.optimizer.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
+    fabric.launch()
+    return fabric
+
+
+def loaded(path: Path) -> Loaded:
+    """A checkpoint to start from.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    try:
+        return load(path)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _init(net: PikFix, part: str | None, path: Path) -> None:
-    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ."""
-    if part is not None and part not in PARTS:
-        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(PARTS)}")
+    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ.
+
+    The whole of a checkpoint without damage networks leaves those of `net` as they are.
+    """
+    if part is not None and part not in SUBNETS:
+        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(SUBNETS)}")
+    source = loaded(path)
+    own = net if part is None else net.get_submodule(part)
+    its = source.model
     try:
-        source = load_checkpoint(path)
-    except CheckpointError as error:
-        raise TrainingError(str(error)) from error
-    try:
-        if part is None:
-            net.load_state_dict(source.state_dict())
-        else:
-            net.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
-    except RuntimeError as error:
+        if part is not None and source.system.name != part:
+            its = its.get_submodule(part)
+        given = its.state_dict()
+        if part is None and net.damage is not None and source.config.damage is None:
+            given |= {f"damage.{key}": value for key, value in net.damage.state_dict().items()}
+        own.load_state_dict(given)
+    except (AttributeError, RuntimeError) as error:
         changed = differences(source.config.to_dict(), net.config.to_dict())
         raise TrainingError(
             f"{path} is of another network ({'; '.join(changed)}): use its own preset and ablations"
@@ -328,14 +347,16 @@ def _digest(table: Table) -> str:
     return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"the run folder {folder} cannot be made: {error.strerror}") from error
 
 
-def _tell_skipped(folder: Path, store: PhotoStore, say: Say) -> None:
+def tell_skipped(folder: Path, store: PhotoStore, say: Say) -> None:
+    """Say which photos of a folder are not used, the first of them by name."""
     say(f"{folder}: {len(store)} photos, {len(store.skipped)} files skipped")
     for item in store.skipped[:_SKIPPED_SHOWN]:
         say(f"  skipped {item.name}: {item.reason}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pikfix.networks import PikFix, PikFixConfig, to_working
+from pikfix.networks import PRESETS, PikFix, PikFixConfig, to_working
 from pikfix.systems.base import Case, System
-from pikfix.systems.pikfix.samples import aged, photo_like_lab
 from pikfix.systems.pikfix.steps import ENSEMBLES, NAME, PYTHON_STEPS, steps
+from pikfix.systems.samples import aged, photo_like_lab
 
 
 def sample_inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:
@@ -32,4 +32,11 @@ SYSTEM = System(
     python_steps=PYTHON_STEPS,
     ensembles=ENSEMBLES,
     sample_inputs=sample_inputs,
+    presets=PRESETS,
+    protocols={
+        "colorize": "pikfix.evaluation.protocols:Colorize",
+        "sibling": "pikfix.evaluation.protocols:Sibling",
+        "restore": "pikfix.evaluation.protocols:Restore",
+        "full": "pikfix.evaluation.protocols:Full",
+    },
 )

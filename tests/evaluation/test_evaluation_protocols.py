@@ -105,7 +105,7 @@ def test_restore_of_an_identity_equals_the_input(run):
 
 
 def test_restore_measures_the_restoration(run, model):
-    model.restoration = lambda luminance: luminance * 0
+    model.restored = lambda luminance: luminance * 0
     result = run("restore")
     assert result.means["model"]["psnr"] < result.means["input"]["psnr"]
     assert result.means["clean_input"]["psnr"] < 20

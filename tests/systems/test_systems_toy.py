@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tritonclient import grpc
 
+from pikfix.evaluation.evaluator import evaluate
 from pikfix.export import export_checkpoint
 from pikfix.export.calibration import measure_ranges, samples
 from pikfix.networks import save_checkpoint
@@ -19,6 +22,9 @@ from pikfix.systems import registry
 from pikfix.systems.base import TensorSpec
 from pikfix.systems.checkpoint import Loaded, load
 from pikfix.systems.registry import system_of
+from pikfix.training.loop import Budget
+from pikfix.training.run import RunOptions
+from pikfix.training.stage_run import StageConfig, train_stage
 
 
 @pytest.fixture
@@ -74,10 +80,40 @@ def test_it_is_exported_and_served_in_tiles(toy: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(answer, expected(load(toy), photo), atol=1e-5)
 
 
+def test_its_stage_is_trained_and_what_it_learned_is_measured(toy: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(2)
+    for index in range(3):
+        pixels = rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+
+    def change(checkpoint: Path) -> float:
+        loaded = load(checkpoint)
+        (protocol,) = loaded.system.imported_protocols().values()
+        found = evaluate(loaded.model, sorted(photos.iterdir()), protocol)
+        return found.means["model"]["change"]
+
+    plan = StageConfig("toy", "idle", {"name": "toy", "channels": 3}, crop=64, side=64)
+    plan = dataclasses.replace(plan, optimizer=system_of("toy").stage("idle").optimizer)
+    options = RunOptions(photos, tmp_path / "run", init=((None, toy),), workers=0)
+    options = dataclasses.replace(options, budget=Budget(steps=10))
+    result = train_stage(plan, options)
+    assert (result.step, result.reason) == (10, "finished")
+    assert change(result.model) < 0.9 * change(toy)
+
+
+def test_a_stage_that_is_not_there_is_named(toy: Path) -> None:
+    with pytest.raises(ValueError, match="toy has no stage 'more': choose from idle"):
+        system_of("toy").stage("more")
+    with pytest.raises(ValueError, match="toy needs a stage: choose from idle"):
+        system_of("toy").stage(None)
+
+
 def test_a_system_that_is_not_there_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(registry.SYSTEMS, "toy")
     with pytest.raises(
-        ValueError, match="no system 'toy'; this version has: pikfix; update pikfix"
+        ValueError, match="no system 'toy'; this version has: pikfix, damage; update pikfix"
     ):
         load(toy)
 

@@ -1,16 +1,27 @@
-"""A system of two steps: brightens a photo in tiles, then takes its mean away."""
+"""A system of two steps: brightens a photo in tiles, then takes its mean away.
+
+It is trained to do nothing, and measured by how far it is from that.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pikfix.evaluation.protocol import Measured, Photo, Protocol
+from pikfix.networks import save_checkpoint
 from pikfix.systems.base import Case, Ensemble, Step, System, TensorSpec
+from pikfix.training.config import OptimizerConfig
+from pikfix.training.dataset import lightness
+from pikfix.training.stage import Stage
+from pikfix.training.stage_run import Material
 
 PHOTO = TensorSpec("photo_l", (1, "H", "W"))
 BRIGHT = TensorSpec("bright_l", (1, "H", "W"))
@@ -59,6 +70,38 @@ def sample_inputs(rng: np.random.Generator, case: Case) -> dict[str, Tensor]:
     return {"photo_l": torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32))}
 
 
+class Idle(Stage):
+    name = "idle"
+    weights = MappingProxyType({"change": 1.0})
+    optimizer = OptimizerConfig(batch=2, learning_rate=1e-2, warmup=1, temperature_start=None)
+
+    def __init__(self, material: Material) -> None:
+        self.network, self.photos = material.network, len(material.photos)
+        side, store = material.config.crop, material.photos
+        crops = [lightness(photo[:side, :side]) * 2 - 1 for photo in store]
+        self.data = [torch.from_numpy(np.stack(crops))[:, None]] * 100
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bright: Tensor = self.network.brighten(inputs)
+        return bright
+
+    def losses(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        return {"change": (outputs - inputs).abs().mean()}
+
+    def save(self, network: Any, path: Path, metadata: dict[str, str]) -> None:
+        save_checkpoint(network, path, metadata, system="toy")
+
+
+class Distance(Protocol):
+    name = "distance"
+    summary = "how far a photo is changed"
+
+    def measure(self, model: Toy, photo: Photo, rng: np.random.Generator) -> Measured:
+        grey = photo.rgb.mean(dim=0)[None, None] * 2 - 1
+        change = float((model.brighten(grey) - grey).abs().mean())
+        return Measured({"model": {"change": change}}, {}, [])
+
+
 SYSTEM = System(
     name="toy",
     config_type=ToyConfig,
@@ -67,4 +110,7 @@ SYSTEM = System(
     python_steps=(),
     ensembles=(Ensemble("toy", (PHOTO,), (LEVEL,), steps=("brighten", "level")),),
     sample_inputs=sample_inputs,
+    presets={"compact": ToyConfig()},
+    stages={"idle": "toy_system:Idle"},
+    protocols={"distance": "toy_system:Distance"},
 )

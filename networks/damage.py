@@ -1,0 +1,160 @@
+"""Where a photo is damaged, and what may have been there: a detector and a filler."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pikfix.networks.sizes import resize_antialiased, working_size
+from pikfix.networks.unet import UNet
+
+_KNOWN = 1e-3  # a share of known pixels that counts as none
+
+
+@dataclass(frozen=True)
+class DamageConfig:
+    """Every choice that changes a tensor's shape or the networks' arithmetic.
+
+    detector_channels, filler_channels: of the U-Nets' levels, from the finest.
+    limit: longest side at which damage is found and filled; a larger photo is shrunk to it.
+    threshold: probability from which a place counts as damaged.
+    margin: pixels, at that size, that a found place is widened by.
+
+    Raises:
+        ValueError: a field has a value that no network can be built from.
+    """
+
+    name: str = "custom"
+    detector_channels: tuple[int, ...] = (24, 40, 64, 96, 120)
+    filler_channels: tuple[int, ...] = (24, 40, 64, 96, 120)
+    limit: int = 1024
+    threshold: float = 0.5
+    margin: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("detector_channels", "filler_channels"):
+            channels = getattr(self, name)
+            if not 2 <= len(channels) <= 5 or min(channels) < 1:
+                raise ValueError(f"{name} is {channels}: two to five positive numbers")
+        if self.limit < 32 or self.limit % 32:
+            raise ValueError(f"limit is {self.limit}: it must be a multiple of 32")
+        if not 0 < self.threshold < 1 or self.margin < 0:
+            raise ValueError(
+                f"threshold is {self.threshold} and margin {self.margin}: the one must lie between "
+                "0 and 1, the other must be at least 0"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored inside a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DamageConfig:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ValueError: unknown fields, or values that no network can be built from.
+        """
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown configuration fields: {', '.join(unknown)}")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
+
+
+class Damage(nn.Module):
+    """Finds damage in luminance and fills it from its surroundings."""
+
+    def __init__(self, config: DamageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.detector = UNet(1, 1, config.detector_channels)
+        self.filler = UNet(3, 1, config.filler_channels)
+        # Untrained, it leaves the smooth filling as it is.
+        for parameter in self.filler.output.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, photo_l: Tensor) -> tuple[Tensor, Tensor]:
+        """Find and fill.
+
+        Args:
+            photo_l: `[B, 1, H, W]`, L/50 - 1, any H and W.
+
+        Returns:
+            filled_l: the photo, changed where it is damaged and nowhere else.
+            damage_mask: `[B, 1, H, W]` in [0, 1], how far each pixel was replaced: exactly 0 where
+                the photo is as it came.
+        """
+        height, width = photo_l.shape[-2:]
+        small_l = resize_antialiased(photo_l, working_size(height, width, self.config.limit))
+        mask = self.replaced(self.probability(small_l))
+        filled = self.fill(small_l, mask)
+        both = torch.cat((mask, filled), dim=1)
+        both = F.interpolate(both, (height, width), mode="bilinear", align_corners=False)
+        mask, filled = both[:, :1], both[:, 1:]
+        return photo_l + mask * (filled.clamp(-1, 1) - photo_l), mask
+
+    def probability(self, photo_l: Tensor) -> Tensor:
+        """The probability that each pixel is damaged; sides must be multiples of 32."""
+        return torch.sigmoid(self.detector(photo_l).float())
+
+    def replaced(self, probability: Tensor) -> Tensor:
+        """How far pixels are replaced, for the probability that they are damaged.
+
+        Places over the threshold are widened by the margin, and get a soft edge of one pixel.
+        """
+        # Multiplied, not compared: a comparison's type has no kernel of its own everywhere.
+        damaged = (1e4 * (probability - self.config.threshold)).clamp(0, 1)
+        reach = 2 * self.config.margin + 1
+        widened = F.max_pool2d(damaged, reach, stride=1, padding=self.config.margin)
+        return F.avg_pool2d(widened, 3, stride=1, padding=1, count_include_pad=False)
+
+    def fill(self, photo_l: Tensor, mask: Tensor) -> Tensor:
+        """The photo with damaged places filled; `[B, 1, H, W]`, sides multiples of 32.
+
+        Args:
+            photo_l: `[B, 1, H, W]`, L/50 - 1.
+            mask: `[B, 1, H, W]`, more than 0 where the photo is not to be trusted.
+        """
+        hole = (1e4 * mask).clamp(0, 1)
+        smooth = smoothly_filled(photo_l, hole)
+        change = self.filler(torch.cat((smooth, photo_l, hole), dim=1))
+        filled: Tensor = smooth + hole * change
+        return filled
+
+
+def smoothly_filled(photo_l: Tensor, hole: Tensor, levels: int = 5) -> Tensor:
+    """Fill holes by averages of what surrounds them: near a border fine, in the middle coarse.
+
+    Pull and push (Gortler et al., The Lumigraph, SIGGRAPH 1996): averages of the known pixels at
+    half the size, a quarter and so on; then, from the coarsest, each unknown share of a level is
+    taken from the level below.
+
+    Args:
+        photo_l: `[B, 1, H, W]`, sides multiples of 2 to the power of `levels`.
+        hole: the same shape, 1 where the photo is unknown, 0 where it is known.
+        levels: halvings.
+    """
+    known = 1 - hole
+    weighted = [(photo_l * known, known)]
+    for _ in range(levels):
+        value, weight = weighted[-1]
+        value, weight = F.avg_pool2d(value, 2), F.avg_pool2d(weight, 2)
+        # A level trusts an average as soon as a quarter of it is known.
+        gain = (4 * weight).clamp(max=1) / weight.clamp(min=_KNOWN)
+        weighted.append((value * gain, weight * gain))
+    value, weight = weighted[-1]
+    everywhere = value.mean(dim=(2, 3), keepdim=True)
+    share = weight.mean(dim=(2, 3), keepdim=True).clamp(min=_KNOWN)
+    filled = value + (1 - weight) * everywhere / share
+    for value, weight in reversed(weighted[:-1]):
+        larger = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)
+        filled = value + (1 - weight) * larger
+    return filled

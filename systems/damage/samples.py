@@ -1,0 +1,209 @@
+"""Photos that are damaged in known places, for training and for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pikfix.training.degradation import blended
+from pikfix.training.degradation_cracks import Stamp, crack_network, flakes, stamped
+from pikfix.training.degradation_fields import Array, convolve, fractal_noise, gaussian_kernel
+from pikfix.training.degradation_structured import (
+    LOSSES,
+    SURFACE,
+    Defect,
+    Layer,
+)
+from pikfix.training.degradation_unstructured import OPERATIONS, Scale
+
+DAMAGED_FROM = 0.15
+"""Share of a defect from which a pixel counts as damaged."""
+SOUND_TO = 0.05
+VISIBLE_FROM = 0.05
+"""Change of luminance, of 1, under which a defect cannot be seen."""
+
+DEFECTS: dict[str, Defect] = {
+    "crack_network": crack_network,
+    "flakes": flakes,
+    **{name: SURFACE[name] for name in ("creases", "craquelure", "cracks")},
+    **{name: SURFACE[name] for name in ("worn_edges", "scratches", "dust")},
+    **LOSSES,
+}
+
+OCCURRENCE: dict[str, float] = {
+    "crack_network": 0.4,
+    "flakes": 0.2,
+    "stamps": 0.5,
+    "creases": 0.12,
+    "craquelure": 0.08,
+    "cracks": 0.1,
+    "worn_edges": 0.06,
+    "scratches": 0.3,
+    "dust": 0.3,
+    "holes": 0.12,
+    "torn_edges": 0.06,
+}
+"""How often each defect lies on a damaged photo."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The make-up of a sample.
+
+    damaged: share of the photos with defects.
+    scales: least and largest pixels per unit length of the defects, drawn log-uniformly.
+    later: how often grain, blur or JPEG come after the damage, as when a print is photographed.
+    printed: how often a border, writing or a printed dot screen is part of the photo.
+    """
+
+    damaged: float = 0.85
+    scales: tuple[float, float] = (0.7, 4.0)
+    later: float = 0.4
+    printed: float = 0.15
+    occurrence: dict[str, float] = field(default_factory=lambda: dict(OCCURRENCE))
+
+
+class Sample(NamedTuple):
+    """A damaged photo, the same one undamaged, and where they differ; `[H, W]` in [0, 1].
+
+    damaged: 1 where a defect hides the photo, 0 where it is sound.
+    judged: 0 where nobody could say: faint edges of defects, defects that cannot be seen.
+    """
+
+    photo: Array
+    truth: Array
+    damaged: Array
+    judged: Array
+
+
+def draw(
+    luminance: Array, rng: np.random.Generator, config: SampleConfig, stamps: Sequence[Stamp] = ()
+) -> Sample:
+    """Turn a photo into a sample.
+
+    Args:
+        luminance: `[H, W]` in [0, 1].
+        rng: the only source of randomness.
+        config: what may happen.
+        stamps: photographs of dirt; without them that defect never occurs.
+    """
+    truth = _aged(luminance, rng)
+    if rng.random() < config.printed:
+        truth = _printed(truth, rng)
+    low, high = np.log(config.scales)
+    scale = Scale(float(np.exp(rng.uniform(low, high))), float(rng.uniform(0.6, 1.2)))
+    photo, alpha = truth, np.zeros_like(truth)
+    if rng.random() < config.damaged:
+        for layers in _defects(truth.shape, rng, scale, config, stamps):
+            for layer in layers:
+                photo = blended(photo, layer, alpha)
+    visible = np.abs(photo - truth) >= VISIBLE_FROM
+    damaged = (alpha >= DAMAGED_FROM) & visible
+    judged = damaged | (alpha <= SOUND_TO)
+    if rng.random() < config.later:
+        photo = _rescanned(photo, rng)
+    return Sample(
+        photo.astype(np.float32), truth, damaged.astype(np.float32), judged.astype(np.float32)
+    )
+
+
+def _defects(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    scale: Scale,
+    config: SampleConfig,
+    stamps: Sequence[Stamp],
+) -> list[list[Layer]]:
+    height, width = shape
+    chosen = [name for name, share in config.occurrence.items() if rng.random() < share]
+    found = []
+    for name in rng.permutation(chosen):
+        if name != "stamps":
+            found.append(DEFECTS[name](height, width, rng, scale))
+        elif stamps:
+            found.append(stamped(height, width, rng, scale, stamps))
+    return found
+
+
+def _aged(luminance: Array, rng: np.random.Generator) -> Array:
+    """What age does to all of a photo: contrast, grain, blur, fading, paper."""
+    height, width = luminance.shape
+    out = luminance
+    contrast = float(rng.uniform(0.7, 1.9))
+    middle = float(np.clip(out.mean() + rng.normal(0, 0.1), 0.2, 0.8))
+    out = np.clip((out - middle) * np.float32(contrast) + np.float32(middle), 0, 1)
+    scale = Scale(1.0, float(rng.uniform(0.3, 1.0)))
+    if rng.random() < 0.2:
+        out = convolve(out, gaussian_kernel(float(rng.uniform(0.4, 1.4)), 3))
+    elif rng.random() < 0.25:  # sharpened, as scanners do
+        soft = convolve(out, gaussian_kernel(float(rng.uniform(0.7, 1.5)), 3))
+        out = out + np.float32(rng.uniform(0.3, 1.5)) * (out - soft)
+    for name, share in (("fading", 0.35), ("paper_blotches", 0.2)):
+        if rng.random() < share:
+            out = OPERATIONS[name](np.clip(out, 0, 1), rng, scale)
+    if rng.random() < 0.25:
+        for layer in SURFACE["paper"](height, width, rng, scale):
+            out = blended(np.clip(out, 0, 1), layer, np.zeros_like(out))
+    if rng.random() < 0.5:
+        out = OPERATIONS["noise"](np.clip(out, 0, 1), rng, scale)
+    return np.clip(out, 0, 1).astype(np.float32)
+
+
+def _rescanned(photo: Array, rng: np.random.Generator) -> Array:
+    scale = Scale(1.0, float(rng.uniform(0.3, 0.8)))
+    for name in rng.permutation(["noise", "jpeg", "blur"]):
+        if rng.random() < 0.5:
+            if name == "blur":
+                photo = convolve(photo, gaussian_kernel(float(rng.uniform(0.3, 1.0)), 3))
+            else:
+                photo = OPERATIONS[str(name)](np.clip(photo, 0, 1), rng, scale)
+    return np.clip(photo, 0, 1)
+
+
+def _printed(photo: Array, rng: np.random.Generator) -> Array:
+    """A border, writing or a dot screen, which belong to the photo."""
+    height, width = photo.shape
+    kind = rng.random()
+    if kind < 0.5:
+        return _bordered(photo, rng)
+    if kind < 0.8:
+        return _written(photo, rng)
+    for layer in SURFACE["halftone"](height, width, rng, Scale(1.0, 1.0)):
+        photo = blended(photo, layer, np.zeros_like(photo))
+    return photo
+
+
+def _bordered(photo: Array, rng: np.random.Generator) -> Array:
+    """One to four sides covered by the paper of the border, white, toned or black."""
+    height, width = photo.shape
+    shade = float(rng.choice([rng.uniform(0.8, 1.0), rng.uniform(0.0, 0.1)], p=[0.8, 0.2]))
+    paper = fractal_noise(rng, height, width, 8.0, 2) - np.float32(0.5)
+    paper = np.clip(np.float32(rng.uniform(0, 0.1)) * paper + np.float32(shade), 0, 1)
+    left, right, top, bottom = (
+        int(rng.uniform(3, 30)) if rng.random() < 0.6 else 0 for _ in range(4)
+    )
+    inside = np.zeros((height, width), np.float32)
+    inside[top : height - bottom, left : width - right] = 1
+    if rng.random() < 0.5:
+        inside = convolve(inside, gaussian_kernel(0.7, 2))
+    return inside * photo + (1 - inside) * paper
+
+
+def _written(photo: Array, rng: np.random.Generator) -> Array:
+    """A line or two of letters and figures, dark or bright, as captions and dates are."""
+    height, width = photo.shape
+    picture = Image.new("L", (width, height), 0)
+    pen = ImageDraw.Draw(picture)
+    letters = "abcdefghiklmnoprstuvwzABDEGHKLMNRSTW0123456789 .-"
+    for _ in range(int(rng.integers(1, 3))):
+        font = ImageFont.load_default(size=float(rng.uniform(9, 28)))
+        line = "".join(rng.choice(list(letters), int(rng.integers(4, 16))))
+        pen.text((rng.uniform(0, 0.6) * width, rng.uniform(0, 0.9) * height), line, 255, font)
+    ink = np.asarray(picture, dtype=np.float32) / np.float32(255 / rng.uniform(0.5, 1.0))
+    shade = np.float32(rng.choice([0.05, 0.95]))
+    written: Array = photo * (1 - ink) + ink * shade
+    return written

@@ -1,0 +1,297 @@
+"""Training of the damage networks: where a photo is damaged, then what may have been there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchmetrics.functional.classification import binary_auroc
+
+from pikfix.networks import save_checkpoint
+from pikfix.networks.damage import Damage, smoothly_filled
+from pikfix.systems.damage.samples import Sample, SampleConfig, draw
+from pikfix.training.config import OptimizerConfig
+from pikfix.training.dataset import generator, lightness, random_crop
+from pikfix.training.degradation_cracks import Stamp
+from pikfix.training.errors import TrainingError
+from pikfix.training.photo_store import PhotoStore
+from pikfix.training.stage import Figures, Stage
+from pikfix.training.stage_run import Material
+
+_VALIDATION_SEED = 20_201_109
+_VALIDATION_SIDE = 256
+_VALIDATION_COUNT = 60
+_STAMPS_KEPT = 10
+_GRID_ROWS = 10
+
+Batch = dict[str, Tensor]
+"""photo, truth, damaged, judged: uint8 `[B, 1, S, S]`, 0 to 255."""
+
+
+class Inputs(NamedTuple):
+    """photo_l, truth_l: L/50 - 1; damaged, judged: 0 or 1. All `[B, 1, S, S]`."""
+
+    photo_l: Tensor
+    truth_l: Tensor
+    damaged: Tensor
+    judged: Tensor
+
+
+class DamageBatches(Dataset[Batch]):
+    """Item `step` is the batch of that step, a function of (seed, step, rank).
+
+    Args:
+        store: the photos.
+        stamps: photographs of dirt; may be empty.
+        config: of the samples.
+        crop: their side.
+        batch: samples of this rank.
+        seed: of everything drawn.
+        rank: of this process.
+    """
+
+    def __init__(
+        self,
+        store: PhotoStore,
+        stamps: Sequence[Stamp],
+        config: SampleConfig,
+        *,
+        crop: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+    ) -> None:
+        self.store = store
+        self.stamps = stamps
+        self.config = config
+        self.crop = crop
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+
+    def __getitem__(self, step: int) -> Batch:
+        first = self.rank * self.batch
+        return collated([self._sample(step, i) for i in range(first, first + self.batch)])
+
+    def _sample(self, step: int, index: int) -> Sample:
+        rng = generator(self.seed, step, index)
+        photo = self.store[int(rng.integers(len(self.store)))]
+        luminance = lightness(random_crop(photo, self.crop, rng))
+        return draw(luminance, rng, self.config, self.stamps)
+
+
+def collated(samples: Sequence[Sample]) -> Batch:
+    """Samples as one batch."""
+    return {
+        name: torch.from_numpy(
+            np.stack([np.rint(getattr(s, name) * 255).astype(np.uint8) for s in samples])[:, None]
+        )
+        for name in Sample._fields
+    }
+
+
+def read_stamps(folder: Path | None) -> list[Stamp]:
+    """The pictures of a folder as coverage: bright is dirt.
+
+    Raises:
+        TrainingError: the folder holds no picture.
+    """
+    if folder is None:
+        return []
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".webp", ".jpg"))
+    if not paths:
+        raise TrainingError(f"{folder} holds no stamps: give a folder of grey .png or .webp files")
+    return [np.asarray(Image.open(path).convert("L")) for path in paths]
+
+
+def validation_samples(
+    store: PhotoStore, stamps: Sequence[Stamp], config: SampleConfig, side: int, count: int
+) -> list[Sample]:
+    """The same samples at every validation, the photos one after another as often as it takes."""
+    samples = []
+    for index in range(count):
+        rng = generator(_VALIDATION_SEED, index, 0)
+        luminance = lightness(random_crop(store[index % len(store)], side, rng))
+        samples.append(draw(luminance, rng, config, stamps))
+    return samples
+
+
+class DamageStage(Stage):
+    """A stage that trains one of the two networks.
+
+    Every tenth stamp is kept for validation.
+    """
+
+    network: Damage
+    part: str
+    samples = SampleConfig()
+    optimizer = OptimizerConfig(
+        learning_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, temperature_start=None
+    )
+
+    def __init__(self, material: Material) -> None:
+        config, stamps = material.config, read_stamps(material.stamps)
+        self.network = material.network
+        self.photos = len(material.photos)
+        self.data = DamageBatches(
+            material.photos,
+            [stamp for index, stamp in enumerate(stamps) if index % _STAMPS_KEPT],
+            self.samples,
+            crop=config.crop,
+            batch=material.batch,
+            seed=config.seed,
+            rank=material.rank,
+        )
+        self.validation: Sequence[Sample] = ()
+        if material.validation is None:
+            self.measures = ()
+        else:
+            self.validation = validation_samples(
+                material.validation,
+                stamps[::_STAMPS_KEPT],
+                self.samples,
+                min(_VALIDATION_SIDE, config.side),
+                _VALIDATION_COUNT,
+            )
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the network that is trained."""
+        return list(self.network.get_submodule(self.part).parameters())
+
+    def batch(self, raw: Batch) -> Inputs:
+        """Convert to floats, channels last."""
+        last = torch.channels_last
+        photo, truth, damaged, judged = (
+            raw[name].float().div(255).contiguous(memory_format=last) for name in Sample._fields
+        )
+        return Inputs(2 * photo - 1, 2 * truth - 1, damaged, judged)
+
+    @torch.inference_mode()
+    def validate(self, network: nn.Module) -> Figures:
+        """Measure on all validation samples."""
+        assert isinstance(network, Damage)
+        rows: list[dict[str, float]] = []
+        pictures: list[Tensor] = []
+        for sample in self.validation:
+            inputs = self.batch(collated([sample]))
+            row, shown = self.measure(network, inputs)
+            rows.append(row)
+            if len(pictures) < _GRID_ROWS:
+                tiles = [inputs.photo_l / 2 + 0.5, inputs.damaged, *shown]
+                pictures.append(torch.cat([*tiles, inputs.truth_l / 2 + 0.5], dim=-1))
+        means = {name: float(np.nanmean([row[name] for row in rows])) for name in self.measures}
+        grid = torch.cat(pictures, dim=-2)[0, 0].clamp(0, 1).mul(255).byte().numpy()
+        return Figures(means, self.score(means), np.repeat(grid[..., None], 3, axis=2))
+
+    def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:
+        """Figures of one sample, and pictures in [0, 1]."""
+        raise NotImplementedError
+
+    def score(self, means: dict[str, float]) -> float:
+        """What the best weights have most of."""
+        raise NotImplementedError
+
+    def save(self, network: Any, path: Path, metadata: dict[str, str]) -> None:
+        save_checkpoint(network, path, metadata, system="damage")
+
+
+class Detector(DamageStage):
+    """Learns which pixels are damaged: cross entropy and Dice, where somebody could say."""
+
+    name = "detector"
+    part = "detector"
+    weights: Mapping[str, float] = MappingProxyType({"entropy": 1.0, "dice": 0.5})
+    shown = ("entropy", "dice")
+    measures = ("auc", "iou", "false_share")
+
+    positive = 2.0
+    """Weight of a damaged pixel: there are few of them."""
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        logits: Tensor = self.network.detector(inputs.photo_l)
+        return logits
+
+    def losses(self, inputs: Inputs, outputs: Tensor) -> dict[str, Tensor]:
+        logits, target = outputs.float(), inputs.damaged
+        weight = inputs.judged * (1 + (self.positive - 1) * target)
+        entropy = F.binary_cross_entropy_with_logits(logits, target, weight)
+        probability = torch.sigmoid(logits) * inputs.judged
+        overlap = (probability * target).sum()
+        dice = 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
+        return {"entropy": entropy, "dice": dice}
+
+    def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:
+        probability = torch.sigmoid(network.detector(inputs.photo_l))
+        judged = inputs.judged[0, 0] > 0
+        found, truth = probability[0, 0][judged], inputs.damaged[0, 0][judged] > 0
+        said = found > network.config.threshold
+        both, either = (said & truth).sum(), (said | truth).sum()
+        row = {
+            "auc": float(binary_auroc(found, truth.long())) if truth.any() else float("nan"),
+            "iou": float(both / either) if truth.any() else float("nan"),
+            "false_share": float((said & ~truth).float().mean()),
+        }
+        return row, [probability]
+
+    def score(self, means: dict[str, float]) -> float:
+        return means["iou"] - 5 * means["false_share"]
+
+
+class Filler(DamageStage):
+    """Learns what may lie under known damage: L1 of values and of their differences.
+
+    The mask is the true one, widened by up to three pixels as a detector's would be.
+    """
+
+    name = "filler"
+    part = "filler"
+    # What comes after the damage would be in the truth's place, and none of it can be filled.
+    samples = replace(SampleConfig(), damaged=1.0, later=0.0)
+    weights: Mapping[str, float] = MappingProxyType({"values": 1.0, "edges": 1.0})
+    shown = ("values", "edges")
+    measures = ("error_ratio", "smooth_ratio")
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.network.fill(inputs.photo_l, self.holes(inputs))
+
+    def holes(self, inputs: Inputs) -> Tensor:
+        """The damage, each sample's widened by its own margin."""
+        holes = []
+        for index, damaged in enumerate(inputs.damaged):
+            reach = 2 * (int(inputs.photo_l[index].sum().abs()) % 4) + 1
+            holes.append(F.max_pool2d(damaged, reach, stride=1, padding=reach // 2))
+        return torch.stack(holes)
+
+    def losses(self, inputs: Inputs, outputs: Tensor) -> dict[str, Tensor]:
+        holes, filled, truth = self.holes(inputs), outputs.float(), inputs.truth_l
+        count = holes.sum().clamp(min=1)
+        values = ((filled - truth).abs() * holes).sum() / count
+        edges = torch.zeros((), device=filled.device)
+        for dim in (-1, -2):
+            size = filled.shape[dim] - 1
+            change = (filled - truth).diff(dim=dim).abs()
+            edges = edges + (change * holes.narrow(dim, 0, size)).sum() / count
+        return {"values": values, "edges": edges}
+
+    def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:
+        holes = F.max_pool2d(inputs.damaged, 3, stride=1, padding=1)
+        filled = network.fill(inputs.photo_l, holes)
+        smooth = smoothly_filled(inputs.photo_l, holes)
+        before = ((inputs.photo_l - inputs.truth_l).abs() * inputs.damaged).sum()
+        row = {}
+        for name, picture in (("error_ratio", filled), ("smooth_ratio", smooth)):
+            after = ((picture - inputs.truth_l).abs() * inputs.damaged).sum()
+            row[name] = float(after / before) if before > 0 else float("nan")
+        return row, [smooth / 2 + 0.5, filled / 2 + 0.5]
+
+    def score(self, means: dict[str, float]) -> float:
+        return -means["error_ratio"]

@@ -1,0 +1,205 @@
+"""From options to a running trainer, for a stage that its system declares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pikfix.systems.base import System
+from pikfix.systems.registry import system_of
+from pikfix.training.config import OptimizerConfig, differences
+from pikfix.training.errors import TrainingError
+from pikfix.training.logs import Reporter
+from pikfix.training.loop import Result, Trainer
+from pikfix.training.photo_store import PhotoStore, open_photos
+from pikfix.training.run import (
+    RunOptions,
+    check,
+    first_photos,
+    launched,
+    loaded,
+    make_folder,
+    tell_skipped,
+)
+from pikfix.training.stage import Stage
+from pikfix.training.state import State
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Everything that decides what a run computes; a resumed run must have the same.
+
+    system, stage: by their names.
+    network: the system's configuration, as plain values.
+    crop: side of the training crops in pixels, a multiple of 32.
+    side: short side that photos are decoded to.
+    """
+
+    system: str
+    stage: str
+    network: dict[str, Any]
+    crop: int = 192
+    side: int = 288
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop < 32 or self.crop % 32:
+            raise ValueError(f"crop is {self.crop}: it must be a multiple of 32")
+        if self.side < self.crop:
+            raise ValueError(f"side is {self.side}: it must be at least the crop, {self.crop}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StageConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError: unknown fields.
+            ValueError: a field has a value that no run can have.
+        """
+        return cls(**{**values, "optimizer": OptimizerConfig(**values["optimizer"])})
+
+
+@dataclass(frozen=True)
+class Material:
+    """The network of a run and all that it trains on.
+
+    network: of the stage's system.
+    photos: colour photos.
+    validation: photos to measure with, or None.
+    stamps: a folder of pictures of dirt, or None.
+    config: of the run.
+    batch: samples of this process.
+    rank: of this process.
+    """
+
+    network: Any
+    photos: PhotoStore
+    validation: PhotoStore | None
+    stamps: Path | None
+    config: StageConfig
+    batch: int
+    rank: int = 0
+
+
+def train_stage(
+    config: StageConfig,
+    options: RunOptions,
+    stamps: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Train or resume a stage of a system.
+
+    Raises:
+        ValueError: there is no such system or stage.
+        TrainingError: it cannot start or go on; the message says what to do.
+    """
+    kind = system_of(config.system).stage(config.stage)
+    state, warnings = check(config, options)
+    reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
+    try:
+        for warning in warnings:
+            reporter.say(f"{warning}: resuming from the state before it")
+        return _run(kind, config, options, stamps, reporter=reporter, state=state)
+    finally:
+        reporter.close()
+
+
+def _run(
+    kind: Callable[[Material], Stage],
+    config: StageConfig,
+    options: RunOptions,
+    stamps: Path | None,
+    *,
+    reporter: Reporter,
+    state: State | None,
+) -> Result:
+    fabric = launched(config.optimizer.precision, options)
+    say = reporter.say if fabric.is_global_zero else _silence
+    make_folder(options.folder)
+    store = open_photos(options.photos, config.side, options.cache)
+    tell_skipped(options.photos, store, say)
+    validation = None
+    if options.validation is not None:
+        validation = open_photos(options.validation, config.side)
+        tell_skipped(options.validation, validation, say)
+        validation = first_photos(validation, options.validation_limit)
+    facts = {
+        "photos": store.fingerprint,
+        "stamps": None if stamps is None else stamps.name,
+        "devices": options.devices,
+    }
+    if state is not None:
+        changed = differences(json.loads(state["facts"]), facts)
+        if changed:
+            raise TrainingError(
+                f"the run in {options.folder} was trained on other material "
+                f"({'; '.join(changed)}): give it what it had, or start another run with --init"
+            )
+    torch.manual_seed(config.seed)
+    system = system_of(config.system)
+    network = system.build(system.config_type.from_dict(config.network))
+    if not options.resume:
+        for part, path in options.init:
+            _start_from(system, network, part, path)
+    stage = kind(
+        Material(
+            network,
+            store,
+            validation,
+            stamps,
+            config,
+            config.optimizer.batch // options.devices,
+            fabric.global_rank,
+        )
+    )
+    trainer = Trainer(
+        stage,
+        config.optimizer,
+        options.budget,
+        fabric=fabric,
+        folder=options.folder,
+        reporter=reporter,
+        seed=config.seed,
+        config=config.to_dict(),
+        facts=facts,
+    )
+    if state is not None:
+        trainer.restore(state)
+        say(f"resuming at step {trainer.step} after {trainer.minutes:.1f} minutes")
+    elif fabric.is_global_zero:
+        text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
+        (options.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return trainer.run(options.workers, resumed=state is not None)
+
+
+def _start_from(system: System, network: nn.Module, part: str | None, path: Path) -> None:
+    """Load a checkpoint's weights, or one part's of it."""
+    source = loaded(path)
+    if source.system.name != system.name:
+        raise TrainingError(f"{path} is of the system {source.system.name}, not of {system.name}")
+    try:
+        own, its = (
+            module if part is None else module.get_submodule(part)
+            for module in (network, source.model)
+        )
+        own.load_state_dict(its.state_dict())
+    except (AttributeError, RuntimeError) as error:
+        raise TrainingError(
+            f"{path} is of another network: use its own preset and fields ({error})".splitlines()[0]
+        ) from error
+
+
+def _silence(_: str) -> None:
+    """Say nothing: another process speaks."""
