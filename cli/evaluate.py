@@ -85,6 +85,8 @@ def command(
     measured = PROTOCOLS[protocol.value]
     if measured.chooses and references is None:
         raise UsageError(f"protocol {protocol.value} needs a folder of photos with --references")
+    if sheet is not None and not measured.shows:
+        raise UsageError(f"protocol {protocol.value} has no pictures: leave --sheet out")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CommandError("there is no CUDA device here; give --device cpu")
     found = find_pictures(photos, tell)[:limit]

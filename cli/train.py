@@ -149,7 +149,7 @@ def command(
         validation=val,
         feature_weights=feature_weights,
         neighbours=neighbours,
-        init=tuple(_origin(word) for word in init or []),
+        init=tuple(_origin(word, system) for word in init or []),
         cache=cache,
         resume=resume,
         device=device.value,
@@ -211,10 +211,10 @@ def _preset(system: str, name: str) -> Any:
     return presets[name]
 
 
-def _origin(word: str) -> tuple[str | None, Path]:
-    """Split `[SUBNET=]CHECKPOINT`."""
+def _origin(word: str, system: str) -> tuple[str | None, Path]:
+    """Split `[SUBNET=]CHECKPOINT`; a stage of another system has the name of what it trains."""
     part, equals, path = word.partition("=")
-    if equals and part in SUBNETS:
+    if equals and part in (SUBNETS if system == "pikfix" else system_of(system).stages):
         return part, Path(path)
     return None, Path(word)
 
@@ -243,6 +243,8 @@ def _parse(text: str, kind: Any, where: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item = arguments[0]
         return tuple(_parse(part, item, where) for part in text.split(","))
+    if dataclasses.is_dataclass(kind):
+        raise UsageError(f"{where}: give none, or train it as a system of its own and --init it")
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{where}: give true or false")

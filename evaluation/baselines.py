@@ -1,4 +1,4 @@
-"""Baselines of a colorization: no colour at all, and a classical transfer of histograms."""
+"""Baselines: no colour at all, a classical transfer of histograms, the best curve and filter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from pikfix.evaluation.pictures import compose, split_lab
+
+
+BANDS = 48
+"""Of spatial frequency, in which the best filter has one gain each."""
 
 
 def grey(luminance: Tensor) -> Tensor:
@@ -42,3 +46,27 @@ def match_channel(source: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.
     quantiles = np.cumsum(counts) / source.size
     matched = np.interp(quantiles, np.cumsum(value_counts) / reference.size, values)
     return np.asarray(matched[place].reshape(source.shape), dtype=np.float64)
+
+
+def best_fit(damaged: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A damaged picture after the cubic curve and the isotropic filter of least squared error.
+
+    Both are fitted to the truth, as nobody can: a scale for what a restoration may reach. The
+    filter has one gain in each of `BANDS` rings of frequencies (a Wiener filter that knows the
+    photo).
+
+    Args:
+        damaged: `[H, W]` in [0, 1].
+        truth: the same shape and range.
+    """
+    x, y = damaged.astype(np.float64), truth.astype(np.float64)
+    x = np.polyval(np.polyfit(x.ravel(), y.ravel(), 3), x)
+    height, width = x.shape
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    ring = np.minimum((radius / radius.max() * BANDS).astype(np.intp), BANDS - 1)
+    given, wanted = np.fft.rfft2(x - y.mean()), np.fft.rfft2(y - y.mean())
+    shared = np.bincount(ring.ravel(), (wanted * given.conj()).real.ravel(), BANDS)
+    power = np.bincount(ring.ravel(), (np.abs(given) ** 2).ravel(), BANDS)
+    gain = np.divide(shared, power, out=np.zeros(BANDS), where=power > 0)
+    filtered = np.fft.irfft2(given * gain[ring], x.shape) + y.mean()
+    return np.clip(filtered, 0, 1).astype(np.float32)

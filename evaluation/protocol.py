@@ -65,12 +65,14 @@ class Protocol:
     name: as the command line has it.
     summary: what is measured, in a few words.
     chooses, damages: whether it needs a chooser of references, and a degradation.
+    shows: whether it has pictures for a contact sheet.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     chooses: ClassVar[bool] = False
     damages: ClassVar[bool] = False
+    shows: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         if self.chooses and setting.choose is None:

@@ -1,4 +1,4 @@
-"""The four protocols of Pik-Fix: colorize, sibling, restore, full, each beside its baselines."""
+"""The protocols of Pik-Fix: colorize, sibling, restore, full, kinds, each beside its baselines."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from pikfix.evaluation.pictures import (
 )
 from pikfix.evaluation.protocol import Figures, Measured, Photo, Protocol, by_name
 from pikfix.networks import to_working
+from pikfix.training.degradation import STRUCTURED, UNSTRUCTURED, DegradationConfig, degrade
 
 
 class Colorizer(Structural):
@@ -186,4 +187,53 @@ class Full(PikFixProtocol):
         return self.judged(results, truth, pictures[0], [p.name for p in chosen])
 
 
-PROTOCOLS = by_name((Colorize, Sibling, Restore, Full))
+class Kinds(PikFixProtocol):
+    """Every kind of damage alone, each certain to occur, and a clean photo: do no harm.
+
+    A mean over a mixture does not show what becomes of a photo that has a few scratches only.
+    """
+
+    name = "kinds"
+    summary = "every kind of damage alone"
+    shows = False
+
+    def measure(self, model: Colorizer, photo: Photo, rng: np.random.Generator) -> Measured:
+        clean, _ = split_lab(centre_crop(photo.rgb))
+        light = ((clean[0] + 1) / 2).clamp(0, 1).numpy()
+        truth = torch.from_numpy(light)[None]
+        figures = {}
+        for kind, config in KINDS.items():
+            # Each kind's damage depends on the photo alone, not on the kinds before it.
+            damaged = degrade(light, np.random.default_rng(rng.integers(1 << 62)), config).image
+            restored = self.restored(model, torch.from_numpy(damaged)[None] * 2 - 1)
+            after = psnr(((restored + 1) / 2).clamp(0, 1), truth)
+            if config.strength == 0:  # what a picture scores against itself is a convention
+                figures[kind] = {"psnr": after}
+                continue
+            before = psnr(torch.from_numpy(damaged)[None], truth)
+            best = psnr(torch.from_numpy(baselines.best_fit(damaged, light))[None], truth)
+            figures[kind] = {
+                "psnr": after,
+                "before": before,
+                "gain": after - before,
+                "best_gain": best - before,
+            }
+        return Measured(figures, {}, [])
+
+
+def _kinds() -> dict[str, DegradationConfig]:
+    alone = {
+        name: DegradationConfig(unstructured=(name,), always=(name,), structured={})
+        for name in UNSTRUCTURED
+        if name != "toning"  # changes colours alone; luminance has none
+    }
+    defects = {
+        name: DegradationConfig(unstructured=(), structured={name: 1.0}) for name in STRUCTURED
+    }
+    return {"none": DegradationConfig(strength=0), **alone, **defects}
+
+
+KINDS = _kinds()
+"""Damage by name: none, and each kind alone in its whole range."""
+
+PROTOCOLS = by_name((Colorize, Sibling, Restore, Full, Kinds))

@@ -26,7 +26,10 @@ TITLES = {
     "truth": "truth",
 }
 _METRICS = {
+    "before": ("before (dB)", ".2f"),
     "psnr": ("PSNR (dB)", ".2f"),
+    "gain": ("gain (dB)", "+.2f"),
+    "best_gain": ("best curve and filter", "+.2f"),
     "ssim": ("SSIM", ".4f"),
     "colourfulness": ("colourfulness", ".1f"),
     "ciede2000": ("CIEDE2000", ".2f"),
@@ -50,7 +53,8 @@ def table(evaluation: Evaluation) -> Table:
     metrics = [m for m in _METRICS if any(m in means for means in evaluation.means.values())]
     for metric in metrics:
         result.add_column(_METRICS[metric][0], justify="right")
-    for system, name in TITLES.items():
+    others = {name: name.replace("_", " ") for name in evaluation.means if name not in TITLES}
+    for system, name in (TITLES | others).items():
         means = evaluation.means.get(system)
         if means is None:
             continue
@@ -76,7 +80,7 @@ def write_sheet(evaluation: Evaluation, path: Path) -> None:
         ValueError: no pictures were kept (`sheet_rows` of `evaluate`).
         OSError: the folder cannot be written.
     """
-    if not evaluation.pictures:
+    if not any(evaluation.pictures):
         raise ValueError("no pictures were kept: evaluate with sheet_rows above 0")
     columns = [name for name in _COLUMNS if name in evaluation.pictures[0]]
     if "clean_input" in evaluation.pictures[0]:

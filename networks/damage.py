@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from pikfix.networks.sizes import resize_antialiased, working_size
 from pikfix.networks.unet import UNet
 
+SOFTNESS = 0.2
+"""Range of probabilities over which a place goes from sound to damaged."""
 _KNOWN = 1e-3  # a share of known pixels that counts as none
 
 
@@ -22,7 +24,7 @@ class DamageConfig:
 
     detector_channels, filler_channels: of the U-Nets' levels, from the finest.
     limit: longest side at which damage is found and filled; a larger photo is shrunk to it.
-    threshold: probability from which a place counts as damaged.
+    threshold: probability at which a place counts as half damaged.
     margin: pixels, at that size, that a found place is widened by.
 
     Raises:
@@ -108,26 +110,32 @@ class Damage(nn.Module):
     def replaced(self, probability: Tensor) -> Tensor:
         """How far pixels are replaced, for the probability that they are damaged.
 
-        Places over the threshold are widened by the margin, and get a soft edge of one pixel.
+        From nothing to all over a range of `SOFTNESS` around the threshold: a step would make a
+        whole pixel of the last bit in which two runtimes differ. What is found is widened by the
+        margin, and gets a soft edge of one pixel.
         """
-        # Multiplied, not compared: a comparison's type has no kernel of its own everywhere.
-        damaged = (1e4 * (probability - self.config.threshold)).clamp(0, 1)
+        damaged = ((probability - self.config.threshold) / SOFTNESS + 0.5).clamp(0, 1)
         reach = 2 * self.config.margin + 1
-        widened = F.max_pool2d(damaged, reach, stride=1, padding=self.config.margin)
-        return F.avg_pool2d(widened, 3, stride=1, padding=1, count_include_pad=False)
+        return softened(F.max_pool2d(damaged, reach, stride=1, padding=self.config.margin))
 
     def fill(self, photo_l: Tensor, mask: Tensor) -> Tensor:
         """The photo with damaged places filled; `[B, 1, H, W]`, sides multiples of 32.
 
         Args:
             photo_l: `[B, 1, H, W]`, L/50 - 1.
-            mask: `[B, 1, H, W]`, more than 0 where the photo is not to be trusted.
+            mask: `[B, 1, H, W]` in [0, 1], how far each pixel is to be replaced; from a quarter on
+                nothing of the photo is trusted there.
         """
-        hole = (1e4 * mask).clamp(0, 1)
+        hole = (4 * mask).clamp(0, 1)
         smooth = smoothly_filled(photo_l, hole)
         change = self.filler(torch.cat((smooth, photo_l, hole), dim=1))
         filled: Tensor = smooth + hole * change
         return filled
+
+
+def softened(mask: Tensor) -> Tensor:
+    """A mask with an edge of one pixel more."""
+    return F.avg_pool2d(mask, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def smoothly_filled(photo_l: Tensor, hole: Tensor, levels: int = 5) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchmetrics.functional.classification import binary_auroc
 
 from pikfix.networks import save_checkpoint
-from pikfix.networks.damage import Damage, smoothly_filled
+from pikfix.networks.damage import Damage, smoothly_filled, softened
 from pikfix.systems.damage.samples import Sample, SampleConfig, draw
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.dataset import generator, lightness, random_crop
@@ -261,7 +261,7 @@ class Filler(DamageStage):
     measures = ("error_ratio", "smooth_ratio")
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.network.fill(inputs.photo_l, self.holes(inputs))
+        return self.network.fill(inputs.photo_l, softened(self.holes(inputs)))
 
     def holes(self, inputs: Inputs) -> Tensor:
         """The damage, each sample's widened by its own margin."""
@@ -284,7 +284,7 @@ class Filler(DamageStage):
 
     def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:
         holes = F.max_pool2d(inputs.damaged, 3, stride=1, padding=1)
-        filled = network.fill(inputs.photo_l, holes)
+        filled = network.fill(inputs.photo_l, softened(holes))
         smooth = smoothly_filled(inputs.photo_l, holes)
         before = ((inputs.photo_l - inputs.truth_l).abs() * inputs.damaged).sum()
         row = {}

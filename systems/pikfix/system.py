@@ -38,5 +38,6 @@ SYSTEM = System(
         "sibling": "pikfix.evaluation.protocols:Sibling",
         "restore": "pikfix.evaluation.protocols:Restore",
         "full": "pikfix.evaluation.protocols:Full",
+        "kinds": "pikfix.evaluation.protocols:Kinds",
     },
 )

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from scipy import ndimage
 from skimage import color, data
 
+from pikfix.evaluation.baselines import best_fit
 from pikfix.evaluation.choosers import LuminanceChooser
 from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.evaluator import evaluate
@@ -24,7 +26,7 @@ from pikfix.evaluation.pictures import (
     split_lab,
 )
 from pikfix.evaluation.protocol import Measured, Protocol
-from pikfix.evaluation.protocols import PROTOCOLS
+from pikfix.evaluation.protocols import KINDS, PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.evaluation.siblings import SiblingRange
 from pikfix.networks import PikFix
@@ -265,3 +267,30 @@ def test_a_protocol_of_another_kind_is_measured_and_reported(photos, tmp_path):
     console = Console(width=120, record=True)
     console.print(table(result))
     assert "brightness: 3 photos" in console.export_text()
+
+
+def test_kinds_of_an_identity_gain_nothing(run):
+    result = run("kinds")
+    assert set(result.means) == set(KINDS)
+    assert result.means["none"]["psnr"] > 90
+    for kind in set(KINDS) - {"none"}:
+        figures = result.means[kind]
+        assert figures["gain"] == pytest.approx(0, abs=0.01), kind
+        assert figures["psnr"] == pytest.approx(figures["before"], abs=0.01)
+        assert figures["best_gain"] > 0
+
+
+def test_kinds_shows_who_does_harm(run, model):
+    model.restored = lambda luminance: luminance + 0.1
+    result = run("kinds")
+    assert result.means["none"]["psnr"] == pytest.approx(26, abs=0.5)
+    assert result.means["scratches"]["gain"] < -5
+
+
+def test_the_best_fit_takes_a_curve_and_a_blur_away():
+    truth = np.asarray(Image.fromarray(data.camera()).resize((128, 128)), np.float32) / 255
+    curve = 0.2 + 0.5 * truth**2
+    assert np.abs(best_fit(curve, truth) - truth).max() < 0.15
+    blurred = ndimage.gaussian_filter(truth, 1.0, mode="wrap")
+    before = np.square(blurred - truth).mean()
+    assert np.square(best_fit(blurred, truth) - truth).mean() < 0.5 * before

@@ -29,6 +29,19 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def stamp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty stamps: bright blots on black."""
+    folder = tmp_path_factory.mktemp("stamps")
+    rng = np.random.default_rng(5)
+    for index in range(20):
+        pixels = np.zeros((100, 100), np.uint8)
+        row, column = rng.integers(20, 70, 2)
+        pixels[row : row + 12, column : column + 5] = 255
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
 @pytest.fixture
 def config(smallest_config: PikFixConfig) -> Callable[..., TrainConfig]:
     """Make a configuration of the smallest networks; keywords replace its fields."""

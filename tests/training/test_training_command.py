@@ -9,7 +9,8 @@ import torch
 from training_runs import SMALL
 
 from pikfix.cli.main import main
-from pikfix.networks import load_checkpoint
+from pikfix.networks import load_checkpoint, read_metadata
+from pikfix.systems.checkpoint import load
 
 
 def _train(photos, out, *words):
@@ -43,6 +44,7 @@ def test_the_papers_ablations_train(photo_folder, tmp_path, ablation):
     [
         (("--ablation", "bin=3"), "--ablation bin=3: give NAME=VALUE with one of name,"),
         (("--ablation", "bins=many"), "give a whole number"),
+        (("--ablation", "damage=some"), "--ablation damage=some: give none"),
         (("--ablation", "similarity=some"), "similarity is 'some'"),
         (("--loss", "chroma"), "give NAME=VALUE"),
         (("--loss", "chroma=-1"), "at least 0"),
@@ -100,3 +102,91 @@ sys.exit(main({[*words, "--steps", "2", "--workers", "2"]!r}))
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu(photo_folder, tmp_path):
     assert _train(photo_folder, tmp_path / "run", "--steps", "2", "--device", "cuda") == 0
+
+
+DAMAGE = [
+    *("--system", "damage", "--crop", "64", "--batch", "2", "--workers", "0"),
+    *("--threads", "1", "--precision", "fp32"),
+    *("--ablation", "detector_channels=4,6,8", "--ablation", "filler_channels=4,6,8"),
+]
+
+
+def _train_damage(photos, out, *words):
+    return main(["train", "--photos", str(photos), "-o", str(out), *DAMAGE, *words])
+
+
+def test_damage_networks_are_trained_apart_merged_and_measured(
+    photo_folder, stamp_folder, tmp_path, capsys
+):
+    for stage in ("detector", "filler"):
+        words = ("--stage", stage, "--steps", "2", "--val", str(photo_folder))
+        words = (*words, "--stamps", str(stamp_folder))
+        assert _train_damage(photo_folder, tmp_path / stage, *words) == 0
+        assert "validation at step 2: " in capsys.readouterr().err
+    words = ("--stage", "detector", "--steps", "3", "--resume", "--val", str(photo_folder))
+    words = (*words, "--stamps", str(stamp_folder))
+    assert _train_damage(photo_folder, tmp_path / "detector", *words) == 0
+    assert "resuming at step 2" in capsys.readouterr().err
+
+    parts = {name: tmp_path / name / "model.safetensors" for name in ("detector", "filler")}
+    origins = [word for name, path in parts.items() for word in ("--init", f"{name}={path}")]
+    words = ("--stage", "filler", "--steps", "0", *origins)
+    assert _train_damage(photo_folder, tmp_path / "damage", *words) == 0
+    merged = load(tmp_path / "damage" / "model.safetensors")
+    for name, path in parts.items():
+        trained = load(path).model.get_submodule(name).state_dict()
+        for key, value in merged.model.get_submodule(name).state_dict().items():
+            assert torch.equal(value, trained[key])
+
+    checkpoint = str(tmp_path / "damage" / "model.safetensors")
+    words = ("--photos", str(photo_folder), "--protocol", "damage")
+    assert main(["evaluate", checkpoint, *words]) == 0
+    assert "recall at 1 %" in capsys.readouterr().out
+    words = ("--photos", str(photo_folder), "--protocol", "restore")
+    assert main(["evaluate", checkpoint, *words]) == 2
+    assert "is of the system damage: measure damage" in capsys.readouterr().err
+
+
+def test_a_detector_learns_what_is_damaged(photo_folder, tmp_path, capsys):
+    """Sixty steps: white strokes on photos are told from them better than by chance."""
+    words = ("--stage", "detector", "--steps", "60", "--val", str(photo_folder), "--batch", "4")
+    assert _train_damage(photo_folder, tmp_path / "run", *words, "--lr", "0.01") == 0
+    found = json.loads(read_metadata(tmp_path / "run" / "best.safetensors")["validation"])
+    assert found["auc"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "damage needs a stage: choose from detector, filler"),
+        (("--stage", "faces"), "damage has no stage 'faces'"),
+        (("--stage", "filler", "--loss", "chroma=0"), "go with --system pikfix alone"),
+        (("--stage", "filler", "--preset", "paper"), "damage has no preset paper"),
+        (("--stage", "filler", "--ablation", "limit=100"), "limit is 100"),
+        (("--stage", "filler", "--crop", "50"), "multiple of 32"),
+    ],
+)
+def test_wrong_usage_of_a_stage(photo_folder, tmp_path, capsys, words, message):
+    assert _train_damage(photo_folder, tmp_path / "run", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_belong_to_their_system(photo_folder, tmp_path, capsys):
+    assert _train(photo_folder, tmp_path / "run", "--stage", "detector") == 2
+    assert "--stage and --stamps go with another --system" in capsys.readouterr().err
+    words = ("--stage", "detector", "--steps", "1", "--stamps", str(tmp_path))
+    assert _train_damage(photo_folder, tmp_path / "run", *words) == 1
+    assert "holds no stamps" in capsys.readouterr().err
+
+
+def test_a_whole_network_takes_damage_networks_in(photo_folder, tmp_path, capsys):
+    words = ("--stage", "detector", "--steps", "1")
+    assert _train_damage(photo_folder, tmp_path / "damage", *words) == 0
+    damage = tmp_path / "damage" / "model.safetensors"
+    old = tmp_path / "old"
+    assert _train(photo_folder, old, "--steps", "0", "--ablation", "damage=none") == 0
+    origins = ("--init", str(old / "model.safetensors"), "--init", f"damage={damage}")
+    words = ("--steps", "0", *origins)
+    assert _train(photo_folder, tmp_path / "refused", *words) == 1
+    assert "damage.detector_channels: " in capsys.readouterr().err
