@@ -22,7 +22,7 @@ from pikfix.client._errors import (
 )
 from pikfix.client._guard import Guard, check_headers, check_options
 from pikfix.client._inputs import PhotoLike, PictureFormat
-from pikfix.client._mapping import PHOTO_MODEL, map_error
+from pikfix.client._mapping import map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 from pikfix.client._requests import (
     Request,
@@ -37,6 +37,7 @@ from pikfix.client._requests import (
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
 from pikfix.client._waits import Tries
+from pikfix.protocol.names import PHOTO_MODEL
 
 _Result = TypeVar("_Result")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,10 +27,11 @@ from pikfix.client._inputs import (
     encode_photo,
     encode_references,
 )
-from pikfix.client._mapping import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.client._options import Timeout
 from pikfix.client._results import ModelStatus, Report, RestoredPhoto, ServerInfo
 from pikfix.client._transport import triton
+from pikfix.protocol.deadline import deadline_in
+from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 
 # Names, shapes and parameters around the contents of a message.
 _ENVELOPE_BYTES = 64 * 1024
@@ -122,14 +122,8 @@ def time_limit(timeout: float | None, default: Timeout) -> float | None:
 
 
 def deadline_parameters(seconds: float | None) -> dict[str, int] | None:
-    """Return the request parameter that carries the deadline to every step.
-
-    Triton does not tell an ensemble's steps that the caller has given up; the steps compare
-    this absolute Unix time in milliseconds with their own clock.
-    """
-    if seconds is None:
-        return None
-    return {"deadline_unix_ms": int((time.time() + seconds) * 1000)}
+    """Return the request parameter that carries the deadline to every step, if there is one."""
+    return None if seconds is None else deadline_in(seconds)
 
 
 def _output(answer: Any, name: str, model: str, url: str) -> npt.NDArray[Any]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pikfix.evaluation.pictures import compose, split_lab
 
-
 BANDS = 48
 """Of spatial frequency, in which the best filter has one gain each."""
 

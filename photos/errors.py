@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-ErrorCode = Literal[
-    "bad_photo",
-    "unsupported_photo",
-    "missing_package",
-    "bad_reference",
-    "bad_options",
-    "photo_too_large",
-    "bad_tensor",
-    "busy",
-    "deadline_exceeded",
-    "internal",
-]
+from pikfix.protocol.errors import ErrorCode
 
 
 class PhotoError(ValueError):
     """A picture, an option or a tensor that cannot be worked on.
 
     Attributes:
-        code: one of :data:`ErrorCode`; clients tell errors apart by it.
+        code: one of :data:`pikfix.protocol.errors.ErrorCode`; clients tell errors apart by it.
         message: one line: what is wrong and what to do.
     """
 

@@ -10,11 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pikfix.photos.errors import PhotoError
-
-
-def error_text(step: str, error: PhotoError) -> str:
-    """``[step] code: message``, the form that clients parse."""
-    return f"[{step}] {error.code}: {error.message}"
+from pikfix.protocol.errors import error_text
 
 
 def respond(
@@ -55,5 +51,5 @@ def respond(
 
 
 def _failure(backend: Any, step: str, error: PhotoError, code: Any) -> Any:
-    text = error_text(step, error)
+    text = error_text(step, error.code, error.message)
     return backend.InferenceResponse(output_tensors=[], error=backend.TritonError(text, code))

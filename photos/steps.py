@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from pikfix.photos.errors import PhotoError
 from pikfix.photos.kept import Kept
 from pikfix.photos.padding import MULTIPLE
 from pikfix.photos.tint import has_colours
+from pikfix.protocol.deadline import lateness, read_deadline
 
 T = TypeVar("T", int, str)
 
@@ -72,11 +72,8 @@ def config_value(parameters: Mapping[str, Any], name: str, default: T) -> T:
 def check_deadline(parameters: str | None, now: float | None = None) -> float | None:
     """Stop work that nobody waits for any more.
 
-    The server times out what waits in a queue, never what runs, so each step asks for itself.
-
     Args:
-        parameters: the request's parameters as JSON text; ``deadline_unix_ms`` is the deadline
-            in milliseconds of Unix time.
+        parameters: the request's parameters as JSON text.
         now: Unix time in seconds; the clock's where None.
 
     Returns:
@@ -85,18 +82,13 @@ def check_deadline(parameters: str | None, now: float | None = None) -> float | 
     Raises:
         PhotoError: ``deadline_exceeded``; ``bad_options`` where the value is no integer.
     """
-    deadline = json.loads(parameters).get("deadline_unix_ms") if parameters else None
-    if deadline is None:
-        return None
-    if not isinstance(deadline, int) or isinstance(deadline, bool):
-        raise PhotoError("bad_options", "deadline_unix_ms must be an integer: Unix time in ms")
-    late = (time.time() if now is None else now) * 1000.0 - deadline
-    if late > 0:
-        raise PhotoError(
-            "deadline_exceeded",
-            f"the deadline passed {late:.0f} ms ago: allow more time, or try when load is lower",
-        )
-    return deadline / 1000.0
+    try:
+        deadline = read_deadline(parameters)
+    except TypeError as error:
+        raise PhotoError("bad_options", str(error)) from error
+    if (late := lateness(deadline, now)) is not None:
+        raise PhotoError("deadline_exceeded", late)
+    return None if deadline is None else deadline / 1000.0
 
 
 @dataclasses.dataclass(frozen=True)

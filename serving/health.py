@@ -15,10 +15,11 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from pikfix.protocol.deadline import deadline_in
+from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
+
 State = Literal["healthy", "busy", "unhealthy", "down"]
 
-PHOTO_MODEL = "pikfix_photo"
-TENSOR_MODEL = "pikfix"
 CANARY_SIDE = 32
 
 # How server 2.51 says that the process of a model instance is gone.
@@ -98,7 +99,7 @@ def canary(url: str, timeout_s: float = 10.0) -> Health:
             return Health("unhealthy", "the server is not ready")
         inputs, output = _request(name)
         # Steps drop the request once nobody waits for it: canaries must not fill a busy queue.
-        deadline = {"deadline_unix_ms": int((time.time() + timeout_s) * 1000)}
+        deadline = deadline_in(timeout_s)
         answer = client.infer(name, inputs, client_timeout=timeout_s, parameters=deadline)
         seconds = time.monotonic() - start
         if answer.as_numpy(output) is None:

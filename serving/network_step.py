@@ -8,7 +8,6 @@ bad_tensor, deadline_exceeded, out_of_memory, internal.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from pikfix.protocol.deadline import lateness, read_deadline
+from pikfix.protocol.errors import ErrorCode, error_text
+
 Array = npt.NDArray[Any]
 
 Values: TypeAlias = Any
@@ -27,9 +29,9 @@ Values: TypeAlias = Any
 
 
 class StepError(Exception):
-    """A request that cannot be answered; `code` is one of the codes that clients parse."""
+    """A request that cannot be answered; `code` is one of those that clients parse."""
 
-    def __init__(self, code: str, message: str):
+    def __init__(self, code: ErrorCode, message: str):
         super().__init__(message)
         self.code = code
 
@@ -326,14 +328,10 @@ class NetworkStep:
             return_free_memory()
 
     def _read(self, index: int, request: Any) -> Item:
-        parameters = json.loads(request.parameters() or "{}")
-        deadline = parameters.get("deadline_unix_ms")
         try:
-            deadline_ms = None if deadline is None else int(deadline)
-        except (TypeError, ValueError):
-            raise StepError(
-                "bad_tensor", f"deadline_unix_ms must be an integer, not {deadline!r}"
-            ) from None
+            deadline_ms = read_deadline(request.parameters())
+        except TypeError as error:
+            raise StepError("bad_options", str(error)) from error
         check_deadline(deadline_ms)
         inputs = {}
         for name, entry in self._inputs.items():
@@ -428,14 +426,15 @@ class NetworkStep:
             "deadline_exceeded": pb_utils.TritonError.CANCELLED,
         }.get(code, pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(f"[{self._name}] {code}: {text}", status)
+            error=pb_utils.TritonError(error_text(self._name, code, text), status)
         )
 
 
 def check_deadline(deadline_ms: int | None) -> None:
-    """Raise StepError once the absolute Unix time in milliseconds has passed."""
-    if deadline_ms is None:
-        return
-    late = time.time() * 1000 - deadline_ms
-    if late >= 0:
-        raise StepError("deadline_exceeded", f"the deadline passed {late:.0f} ms ago")
+    """Stop work that nobody waits for any more.
+
+    Raises:
+        StepError: the deadline, in milliseconds of Unix time, has passed.
+    """
+    if (late := lateness(deadline_ms)) is not None:
+        raise StepError("deadline_exceeded", late)

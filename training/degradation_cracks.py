@@ -53,8 +53,8 @@ def stamped(
     layers: list[Layer] = []
     for _ in range(int(rng.integers(1, 5))):
         stamp = stamps[int(rng.integers(len(stamps)))]
-        # In a stamp of 400 pixels a hair is as wide as one in a photo of 256 units.
-        factor = 0.6 * scale.pixels * rng.uniform(0.5, 1.6)
+        # In a stamp of 400 pixels a hair is three times as wide as in a photo of 256 units.
+        factor = min(0.3 * scale.pixels * rng.uniform(0.5, 1.6), 1.0)
         coverage = _placed(stamp, height, width, rng, factor)
         layers += _painted(coverage, rng, scale, shadow=0.0)
     return layers
@@ -119,7 +119,7 @@ def _flakes(rng: np.random.Generator, scale: Scale, lines: Array) -> Array:
         sigma = 3.0 * scale.pixels
         near = convolve(lines, gaussian_kernel(sigma, max(2, round(2 * sigma))))
         field += np.minimum(np.float32(0.8) * near, np.float32(0.25))
-    threshold = np.float32(np.quantile(field, rng.uniform(0.93, 0.997)))
+    threshold = np.float32(np.quantile(field, rng.uniform(0.95, 0.998)))
     return np.clip((field - threshold) * np.float32(rng.uniform(8.0, 40.0)), 0.0, 1.0)
 
 
@@ -151,13 +151,13 @@ def _painted(
     """Layers that show the coverage: paper or dirt with a texture, at times with a shadow."""
     height, width = coverage.shape
     bright = rng.random() < 0.75
-    level = rng.uniform(0.65, 1.0) if bright else rng.uniform(0.0, 0.3)
+    level = rng.uniform(0.7, 1.0) if bright else rng.uniform(0.0, 0.25)
     shade = np.full((height, width), level, np.float32)
     if rng.random() < 0.6:
         texture = fractal_noise(rng, height, width, rng.uniform(2.0, 12.0) * scale.pixels, 3)
-        shade += np.float32(rng.uniform(0.05, 0.5)) * (texture - np.float32(0.5))
+        shade += np.float32(rng.uniform(0.05, 0.3)) * (texture - np.float32(0.5))
     shade = np.clip(shade, 0.0, 1.0)
-    opacity = float(rng.uniform(0.35, 1.0))
+    opacity = float(rng.uniform(0.45, 1.0))
     modes: tuple[Mode, ...] = ("normal", "normal", "screen", "lighten")
     mode = modes[int(rng.integers(4))] if bright else "normal"
     layers = []

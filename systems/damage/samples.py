@@ -11,7 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pikfix.training.degradation import blended
 from pikfix.training.degradation_cracks import Stamp, crack_network, flakes, stamped
-from pikfix.training.degradation_fields import Array, convolve, fractal_noise, gaussian_kernel
+from pikfix.training.degradation_fields import (
+    Array,
+    convolve,
+    fractal_noise,
+    gaussian_kernel,
+    grain,
+)
 from pikfix.training.degradation_structured import (
     LOSSES,
     SURFACE,
@@ -23,8 +29,11 @@ from pikfix.training.degradation_unstructured import OPERATIONS, Scale
 DAMAGED_FROM = 0.15
 """Share of a defect from which a pixel counts as damaged."""
 SOUND_TO = 0.05
-VISIBLE_FROM = 0.05
-"""Change of luminance, of 1, under which a defect cannot be seen."""
+VISIBLE_FROM = 0.12
+"""Change of luminance, of 1, from which a defect is plain to see."""
+
+_LARGEST_LOSS = 1.0
+"""Pixels per unit length of holes at most: a larger one would leave nothing of a crop."""
 
 DEFECTS: dict[str, Defect] = {
     "crack_network": crack_network,
@@ -35,17 +44,17 @@ DEFECTS: dict[str, Defect] = {
 }
 
 OCCURRENCE: dict[str, float] = {
-    "crack_network": 0.4,
-    "flakes": 0.2,
-    "stamps": 0.5,
-    "creases": 0.12,
+    "crack_network": 0.5,
+    "flakes": 0.06,
+    "stamps": 0.4,
+    "creases": 0.08,
     "craquelure": 0.08,
     "cracks": 0.1,
-    "worn_edges": 0.06,
-    "scratches": 0.3,
-    "dust": 0.3,
-    "holes": 0.12,
-    "torn_edges": 0.06,
+    "worn_edges": 0.03,
+    "scratches": 0.2,
+    "dust": 0.2,
+    "holes": 0.04,
+    "torn_edges": 0.03,
 }
 """How often each defect lies on a damaged photo."""
 
@@ -71,7 +80,7 @@ class Sample(NamedTuple):
     """A damaged photo, the same one undamaged, and where they differ; `[H, W]` in [0, 1].
 
     damaged: 1 where a defect hides the photo, 0 where it is sound.
-    judged: 0 where nobody could say: faint edges of defects, defects that cannot be seen.
+    judged: 0 where nobody could say: faint edges of defects, defects that hardly show.
     """
 
     photo: Array
@@ -101,8 +110,7 @@ def draw(
         for layers in _defects(truth.shape, rng, scale, config, stamps):
             for layer in layers:
                 photo = blended(photo, layer, alpha)
-    visible = np.abs(photo - truth) >= VISIBLE_FROM
-    damaged = (alpha >= DAMAGED_FROM) & visible
+    damaged = (alpha >= DAMAGED_FROM) & (np.abs(photo - truth) >= VISIBLE_FROM)
     judged = damaged | (alpha <= SOUND_TO)
     if rng.random() < config.later:
         photo = _rescanned(photo, rng)
@@ -122,7 +130,10 @@ def _defects(
     chosen = [name for name, share in config.occurrence.items() if rng.random() < share]
     found = []
     for name in rng.permutation(chosen):
-        if name != "stamps":
+        if name in LOSSES:
+            lost = Scale(min(scale.pixels, _LARGEST_LOSS), scale.strength)
+            found.append(DEFECTS[name](height, width, rng, lost))
+        elif name != "stamps":
             found.append(DEFECTS[name](height, width, rng, scale))
         elif stamps:
             found.append(stamped(height, width, rng, scale, stamps))
@@ -133,7 +144,7 @@ def _aged(luminance: Array, rng: np.random.Generator) -> Array:
     """What age does to all of a photo: contrast, grain, blur, fading, paper."""
     height, width = luminance.shape
     out = luminance
-    contrast = float(rng.uniform(0.7, 1.9))
+    contrast = float(rng.uniform(0.8, 1.5))
     middle = float(np.clip(out.mean() + rng.normal(0, 0.1), 0.2, 0.8))
     out = np.clip((out - middle) * np.float32(contrast) + np.float32(middle), 0, 1)
     scale = Scale(1.0, float(rng.uniform(0.3, 1.0)))
@@ -149,18 +160,26 @@ def _aged(luminance: Array, rng: np.random.Generator) -> Array:
         for layer in SURFACE["paper"](height, width, rng, scale):
             out = blended(np.clip(out, 0, 1), layer, np.zeros_like(out))
     if rng.random() < 0.5:
-        out = OPERATIONS["noise"](np.clip(out, 0, 1), rng, scale)
+        out = out + _film_grain(height, width, rng)
     return np.clip(out, 0, 1).astype(np.float32)
+
+
+def _film_grain(height: int, width: int, rng: np.random.Generator) -> Array:
+    """Grain of 1 to 12 of 255; not salt and pepper, which nobody can tell from dust."""
+    sigma = float(np.exp(rng.uniform(np.log(1.0), np.log(12.0)))) / 255
+    return np.float32(sigma) * grain(rng, height, width, float(rng.uniform(1.0, 2.0)))
 
 
 def _rescanned(photo: Array, rng: np.random.Generator) -> Array:
     scale = Scale(1.0, float(rng.uniform(0.3, 0.8)))
-    for name in rng.permutation(["noise", "jpeg", "blur"]):
+    for name in rng.permutation(["grain", "jpeg", "blur"]):
         if rng.random() < 0.5:
             if name == "blur":
-                photo = convolve(photo, gaussian_kernel(float(rng.uniform(0.3, 1.0)), 3))
+                photo = convolve(photo, gaussian_kernel(float(rng.uniform(0.3, 0.8)), 3))
+            elif name == "grain":
+                photo = photo + _film_grain(*photo.shape, rng)
             else:
-                photo = OPERATIONS[str(name)](np.clip(photo, 0, 1), rng, scale)
+                photo = OPERATIONS["jpeg"](np.clip(photo, 0, 1), rng, scale)
     return np.clip(photo, 0, 1)
 
 

@@ -209,7 +209,7 @@ class Detector(DamageStage):
 
     name = "detector"
     part = "detector"
-    weights: Mapping[str, float] = MappingProxyType({"entropy": 1.0, "dice": 0.5})
+    weights: Mapping[str, float] = MappingProxyType({"entropy": 1.0, "dice": 1.0})
     shown = ("entropy", "dice")
     measures = ("auc", "iou", "false_share")
 
@@ -225,9 +225,13 @@ class Detector(DamageStage):
         weight = inputs.judged * (1 + (self.positive - 1) * target)
         entropy = F.binary_cross_entropy_with_logits(logits, target, weight)
         probability = torch.sigmoid(logits) * inputs.judged
-        overlap = (probability * target).sum()
-        dice = 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
-        return {"entropy": entropy, "dice": dice}
+        # Of every photo for itself: else a hole outweighs all the hairlines of the batch.
+        overlap, found, there = (
+            x.flatten(1).sum(dim=1) for x in (probability * target, probability, target)
+        )
+        dice = 1 - (2 * overlap + 1) / (found + there + 1)
+        some = (there > 0).float()
+        return {"entropy": entropy, "dice": (dice * some).sum() / some.sum().clamp(min=1)}
 
     def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:
         probability = torch.sigmoid(network.detector(inputs.photo_l))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pikfix.networks import PYRAMID_LEVELS, SIDE_MULTIPLE, PikFix, PikFixConfig, to_working
 from pikfix.networks.restoration import Restoration
+from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.systems.base import Ensemble, Model, Step, TensorSpec
 from pikfix.systems.damage.steps import DAMAGE_MASK, FILLED_L, PHOTO_L, damage_step
 
@@ -153,9 +154,9 @@ PYTHON_STEPS = (
 _NETWORKS = ("damage", "restore", "tone", "similarity", "colorize")
 
 ENSEMBLES = (
-    Ensemble("pikfix", (PHOTO_L, REFERENCE_LAB), (RESTORED_L, AB), steps=_NETWORKS),
+    Ensemble(TENSOR_MODEL, (PHOTO_L, REFERENCE_LAB), (RESTORED_L, AB), steps=_NETWORKS),
     Ensemble(
-        "pikfix_photo",
+        PHOTO_MODEL,
         (PHOTO, REFERENCE, OPTIONS),
         (RESULT, REPORT),
         steps=("decode_photo", *_NETWORKS, "encode_photo"),

@@ -138,7 +138,7 @@ def test_deadline_in_the_past_is_not_worked_on(client):
 
 
 def test_deadline_that_is_no_number(client):
-    with pytest.raises(InferenceServerException, match=r"bad_tensor: deadline_unix_ms must be"):
+    with pytest.raises(InferenceServerException, match=r"bad_options: deadline_unix_ms must be"):
         client.infer(
             "restore", tensors(photo_l=photo(1, 1, 32, 32)), parameters={"deadline_unix_ms": "soon"}
         )
