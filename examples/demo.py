@@ -56,6 +56,7 @@ SAMPLES = (
 
 # Seconds on two cores with AVX2; what has passed says how fast this machine is.
 EXPORT_STEPS = {
+    "exporting damage": 1.0,
     "exporting restore": 1.0,
     "exporting similarity": 1.0,
     "exporting colorize": 1.0,
@@ -69,7 +70,10 @@ LIBRARY, SERVER, RESTORING = (
 )
 STEPS = {LIBRARY: 4.0, SERVER: 12.0, RESTORING: 6.0}
 FAILURES = (ExportError, CheckpointError, LibraryError, PikFixError, ServingError, OSError)
-SOURCES = ("export", "kernels", "model_repository", "networks", "photos", "references")
+SOURCES = (
+    *("export", "inference", "kernels", "model_repository", "networks", "photos"),
+    *("references", "systems"),
+)
 
 
 def main() -> int:

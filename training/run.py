@@ -282,17 +282,18 @@ def _init(net: PikFix, part: str | None, path: Path) -> None:
     if part is not None and part not in SUBNETS:
         raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(SUBNETS)}")
     source = loaded(path)
-    own = net if part is None else net.get_submodule(part)
-    its = source.model
+    foreign = source.system.name == part
     try:
-        if part is not None and source.system.name != part:
-            its = its.get_submodule(part)
+        own = net if part is None else net.get_submodule(part)
+        its = source.model if part is None or foreign else source.model.get_submodule(part)
         given = its.state_dict()
         if part is None and net.damage is not None and source.config.damage is None:
             given |= {f"damage.{key}": value for key, value in net.damage.state_dict().items()}
         own.load_state_dict(given)
     except (AttributeError, RuntimeError) as error:
-        changed = differences(source.config.to_dict(), net.config.to_dict())
+        ours = net.config.to_dict()
+        ours = (ours["damage"] or {}) if foreign else ours
+        changed = differences(source.config.to_dict(), ours)
         raise TrainingError(
             f"{path} is of another network ({'; '.join(changed)}): use its own preset and ablations"
         ) from error

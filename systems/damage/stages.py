@@ -253,7 +253,8 @@ class Detector(DamageStage):
 class Filler(DamageStage):
     """Learns what may lie under known damage: L1 of values and of their differences.
 
-    The mask is the true one, widened by up to three pixels as a detector's would be.
+    The mask is the true one with what a detector would do to it: wider by up to three pixels, and
+    at times wrong.
     """
 
     name = "filler"
@@ -268,11 +269,16 @@ class Filler(DamageStage):
         return self.network.fill(inputs.photo_l, softened(self.holes(inputs)))
 
     def holes(self, inputs: Inputs) -> Tensor:
-        """The damage, each sample's widened by its own margin."""
+        """The damage, each sample's widened by its own margin, and for half of them a mistake.
+
+        That is another sample's damage: where the photo is sound, it is to be kept.
+        """
         holes = []
         for index, damaged in enumerate(inputs.damaged):
             reach = 2 * (int(inputs.photo_l[index].sum().abs()) % 4) + 1
-            holes.append(F.max_pool2d(damaged, reach, stride=1, padding=reach // 2))
+            wrong = inputs.damaged[index - 1] * (index % 2)
+            found = torch.maximum(damaged, wrong)
+            holes.append(F.max_pool2d(found, reach, stride=1, padding=reach // 2))
         return torch.stack(holes)
 
     def losses(self, inputs: Inputs, outputs: Tensor) -> dict[str, Tensor]:
