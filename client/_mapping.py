@@ -36,7 +36,6 @@ from pikfix.client._errors import (
     UnsupportedPhotoError,
     WrongServerError,
 )
-from pikfix.protocol.errors import ErrorCode
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 
 # What a status means when the text says nothing more. Every gRPC status but OK is here.
@@ -62,7 +61,7 @@ STATUS_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
 )
 
 # The codes of our own steps, in messages of the form "[step] code: text".
-CODE_ERRORS: Mapping[ErrorCode, type[PikFixError]] = MappingProxyType(
+CODE_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
     {
         "bad_photo": InvalidPhotoError,
         "unsupported_photo": UnsupportedPhotoError,

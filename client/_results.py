@@ -94,8 +94,6 @@ class Report:
         references: the references used, none if the photo was left grey.
         colorized: whether the result has colour.
         mean_confidence: mean highest correlation with the references, in [-1, 1].
-        damaged_share: share of the photo that was taken for damage and filled, in [0, 1]; None
-            from a server that does not look for damage, and of what comes back as it was.
         seconds: time spent in the steps.
         model_version: version of the exported networks.
         warnings: what the caller should know, such as why the photo was left grey.
@@ -109,7 +107,6 @@ class Report:
     seconds: StepSeconds
     model_version: str
     warnings: tuple[str, ...]
-    damaged_share: float | None = None
 
     @property
     def restored(self) -> bool:
@@ -169,7 +166,6 @@ class Report:
             ),
             model_version=str(values["model_version"]),
             warnings=tuple(str(one) for one in values["warnings"]),
-            damaged_share=_number_or_none(values.get("damaged_share")),
         )
 
 

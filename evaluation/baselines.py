@@ -68,4 +68,5 @@ def best_fit(damaged: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[
     power = np.bincount(ring.ravel(), (np.abs(given) ** 2).ravel(), BANDS)
     gain = np.divide(shared, power, out=np.zeros(BANDS), where=power > 0)
     filtered = np.fft.irfft2(given * gain[ring], x.shape) + y.mean()
-    return np.clip(filtered, 0, 1).astype(np.float32)
+    fitted: npt.NDArray[np.float32] = np.clip(filtered, 0, 1).astype(np.float32)
+    return fitted

@@ -29,7 +29,8 @@ from pikfix.training.degradation import STRUCTURED, UNSTRUCTURED, DegradationCon
 class Colorizer(Structural):
     """The part of `pikfix.networks.PikFix` that the protocols call; shapes and ranges as there."""
 
-    def restored(self, photo_l: Tensor) -> Tensor:
+    @property
+    def restoration(self) -> Callable[[Tensor], Tensor]:
         """photo_l [B, 1, H, W] -> restored_l."""
         ...
 
@@ -53,7 +54,7 @@ class PikFixProtocol(Protocol):
 
     def restored(self, model: Colorizer, luminance: Tensor) -> Tensor:
         """A luminance [1, H, W] restored."""
-        restored = model.restored(luminance[None].to(self.setting.device))
+        restored = model.restoration(luminance[None].to(self.setting.device))
         return restored[0].float().cpu().clamp(-1, 1)
 
     def colorized(self, model: Colorizer, luminance: Tensor, pictures: list[Tensor]) -> Tensor:
@@ -203,8 +204,9 @@ class Kinds(PikFixProtocol):
         truth = torch.from_numpy(light)[None]
         figures = {}
         for kind, config in KINDS.items():
-            # Each kind's damage depends on the photo alone, not on the kinds before it.
-            damaged = degrade(light, np.random.default_rng(rng.integers(1 << 62)), config).image
+            # Each kind draws from a generator of its own: a change of one leaves the others alone.
+            own = np.random.default_rng(rng.integers(1 << 62))
+            damaged = degrade(light, own, config).image
             restored = self.restored(model, torch.from_numpy(damaged)[None] * 2 - 1)
             after = psnr(((restored + 1) / 2).clamp(0, 1), truth)
             if config.strength == 0:  # what a picture scores against itself is a convention

@@ -80,7 +80,7 @@ class Damage(nn.Module):
         self.detector = UNet(1, 1, config.detector_channels)
         self.filler = UNet(3, 1, config.filler_channels)
         # Untrained, it finds little; damage is rare.
-        nn.init.constant_(self.detector.output.bias, -2.5)
+        nn.init.constant_(self.detector.output.get_parameter("bias"), -2.5)
         # Untrained, it leaves the smooth filling as it is.
         for parameter in self.filler.output.parameters():
             nn.init.zeros_(parameter)

@@ -17,7 +17,7 @@ from pikfix.photos.color import (
 )
 from pikfix.photos.decode import DEFAULT_MAX_PIXELS, Photo, decode_photo
 from pikfix.photos.encode import encode_photo
-from pikfix.photos.errors import ErrorCode, PhotoError
+from pikfix.photos.errors import PhotoError
 from pikfix.photos.files import (
     open_picture,
     read_picture_file,
@@ -39,7 +39,6 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "GPU_BUCKET_SIDES",
     "ChromaPlanes",
-    "ErrorCode",
     "Photo",
     "PhotoError",
     "Tint",

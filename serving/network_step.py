@@ -28,6 +28,13 @@ Values: TypeAlias = Any
 """An array in the host's memory or a tensor on a device: what `HostTensors` or its like makes."""
 
 
+_CODES: dict[str, ErrorCode] = {
+    "InvalidArgument": "bad_tensor",
+    "OutOfMemoryError": "out_of_memory",
+}
+"""Of ONNX Runtime's and PyTorch's errors, neither of which every backend has, by their names."""
+
+
 class StepError(Exception):
     """A request that cannot be answered; `code` is one of those that clients parse."""
 
@@ -416,13 +423,12 @@ class NetworkStep:
     def _error(self, error: Exception) -> Any:
         if isinstance(error, StepError):
             code = error.code
-        else:  # ONNX Runtime's and PyTorch's, neither of which every backend has
-            code = {"InvalidArgument": "bad_tensor", "OutOfMemoryError": "out_of_memory"}.get(
-                type(error).__name__, "internal"
-            )
+        else:
+            code = _CODES.get(type(error).__name__, "internal")
         text = " ".join(str(error).split()) or type(error).__name__
         status = {
             "bad_tensor": pb_utils.TritonError.INVALID_ARG,
+            "bad_options": pb_utils.TritonError.INVALID_ARG,
             "deadline_exceeded": pb_utils.TritonError.CANCELLED,
         }.get(code, pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(

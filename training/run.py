@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
 
 from pikfix.kernels import cpu
 from pikfix.networks import CheckpointError, PikFix
 from pikfix.systems.checkpoint import Loaded, load
-from pikfix.training.config import SUBNETS, Precision, TrainConfig, differences
+from pikfix.training.config import PARTS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.features import FeatureNet, load_feature_net
@@ -262,41 +263,46 @@ def launched(precision: Precision, options: RunOptions) -> Fabric:
     return fabric
 
 
-def loaded(path: Path) -> Loaded:
+def loaded(path: Path, system: str) -> Loaded:
     """A checkpoint to start from.
 
     Raises:
-        TrainingError: it cannot be read.
+        TrainingError: it cannot be read, or is of another system.
     """
     try:
-        return load(path)
+        found = load(path)
     except CheckpointError as error:
         raise TrainingError(str(error)) from error
+    if found.system.name != system:
+        raise TrainingError(f"{path} is of the system {found.system.name}, not of {system}")
+    return found
 
 
-def _init(net: PikFix, part: str | None, path: Path) -> None:
-    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ.
+def start_from(network: nn.Module, source: Loaded, part: str | None, path: Path) -> None:
+    """Load the weights of a checkpoint, or of one part of it, into a network of its system.
 
-    The whole of a checkpoint without damage networks leaves those of `net` as they are.
+    Raises:
+        TrainingError: they do not fit; the message names what differs.
     """
-    if part is not None and part not in SUBNETS:
-        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(SUBNETS)}")
-    source = loaded(path)
-    foreign = source.system.name == part
     try:
-        own = net if part is None else net.get_submodule(part)
-        its = source.model if part is None or foreign else source.model.get_submodule(part)
-        given = its.state_dict()
-        if part is None and net.damage is not None and source.config.damage is None:
-            given |= {f"damage.{key}": value for key, value in net.damage.state_dict().items()}
-        own.load_state_dict(given)
+        own, its = (
+            module if part is None else module.get_submodule(part)
+            for module in (network, source.model)
+        )
+        own.load_state_dict(its.state_dict())
     except (AttributeError, RuntimeError) as error:
-        ours = net.config.to_dict()
-        ours = (ours["damage"] or {}) if foreign else ours
-        changed = differences(source.config.to_dict(), ours)
+        config: Any = network.config
+        changed = differences(source.config.to_dict(), config.to_dict())
         raise TrainingError(
             f"{path} is of another network ({'; '.join(changed)}): use its own preset and ablations"
         ) from error
+
+
+def _init(net: PikFix, part: str | None, path: Path) -> None:
+    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ."""
+    if part is not None and part not in PARTS:
+        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(PARTS)}")
+    start_from(net, loaded(path, "pikfix"), part, path)
 
 
 def _neighbours(

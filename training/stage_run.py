@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from pikfix.systems.base import System
 from pikfix.systems.registry import system_of
 from pikfix.training.config import OptimizerConfig, differences
 from pikfix.training.errors import TrainingError
@@ -26,6 +24,7 @@ from pikfix.training.run import (
     launched,
     loaded,
     make_folder,
+    start_from,
     tell_skipped,
 )
 from pikfix.training.stage import Stage
@@ -152,7 +151,7 @@ def _run(
     network = system.build(system.config_type.from_dict(config.network))
     if not options.resume:
         for part, path in options.init:
-            _start_from(system, network, part, path)
+            start_from(network, loaded(path, system.name), part, path)
     stage = kind(
         Material(
             network,
@@ -182,23 +181,6 @@ def _run(
         text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
         (options.folder / "config.json").write_text(text + "\n", encoding="utf-8")
     return trainer.run(options.workers, resumed=state is not None)
-
-
-def _start_from(system: System, network: nn.Module, part: str | None, path: Path) -> None:
-    """Load a checkpoint's weights, or one part's of it."""
-    source = loaded(path)
-    if source.system.name != system.name:
-        raise TrainingError(f"{path} is of the system {source.system.name}, not of {system.name}")
-    try:
-        own, its = (
-            module if part is None else module.get_submodule(part)
-            for module in (network, source.model)
-        )
-        own.load_state_dict(its.state_dict())
-    except (AttributeError, RuntimeError) as error:
-        raise TrainingError(
-            f"{path} is of another network: use its own preset and fields ({error})".splitlines()[0]
-        ) from error
 
 
 def _silence(_: str) -> None:

@@ -177,7 +177,7 @@ def _rescanned(photo: Array, rng: np.random.Generator) -> Array:
             if name == "blur":
                 photo = convolve(photo, gaussian_kernel(float(rng.uniform(0.3, 0.8)), 3))
             elif name == "grain":
-                photo = photo + _film_grain(*photo.shape, rng)
+                photo = photo + _film_grain(photo.shape[0], photo.shape[1], rng)
             else:
                 photo = OPERATIONS["jpeg"](np.clip(photo, 0, 1), rng, scale)
     return np.clip(photo, 0, 1)
