@@ -22,7 +22,7 @@ def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     network = Damage(DamageConfig("tiny", (4, 6), (4, 6), limit=128))
     torch.nn.init.normal_(network.detector.output.weight, std=1.0)
-    torch.nn.init.constant_(network.detector.output.bias, 0.0)
+    torch.nn.init.constant_(network.detector.output.bias, -0.85)
     torch.nn.init.normal_(network.filler.output.weight, std=0.1)
     path = tmp_path / "damage.safetensors"
     save_checkpoint(network, path, system="damage")
