@@ -22,7 +22,7 @@ from pikfix.systems.damage.samples import Sample, SampleConfig, draw
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.dataset import generator, lightness, random_crop
 from pikfix.training.degradation_cracks import Stamp
-from pikfix.training.errors import TrainingError
+from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.photo_store import PhotoStore
 from pikfix.training.stage import Figures, Stage
 from pikfix.training.stage_run import Material
@@ -103,14 +103,19 @@ def read_stamps(folder: Path | None) -> list[Stamp]:
     """The pictures of a folder as coverage: bright is dirt.
 
     Raises:
-        TrainingError: the folder holds no picture.
+        TrainingError: the folder holds no picture, or one that cannot be read.
     """
     if folder is None:
         return []
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".webp", ".jpg"))
     if not paths:
         raise TrainingError(f"{folder} holds no stamps: give a folder of grey .png or .webp files")
-    return [np.asarray(Image.open(path).convert("L")) for path in paths]
+    try:
+        return [np.asarray(Image.open(path).convert("L")) for path in paths]
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} holds a stamp that cannot be read ({in_one_line(error)}): take it out"
+        ) from error
 
 
 def validation_samples(
@@ -181,15 +186,17 @@ class DamageStage(Stage):
         assert isinstance(network, Damage)
         rows: list[dict[str, float]] = []
         pictures: list[Tensor] = []
+        device = next(network.parameters()).device
         for sample in self.validation:
-            inputs = self.batch(collated([sample]))
+            raw = {name: tensor.to(device) for name, tensor in collated([sample]).items()}
+            inputs = self.batch(raw)
             row, shown = self.measure(network, inputs)
             rows.append(row)
             if len(pictures) < _GRID_ROWS:
                 tiles = [inputs.photo_l / 2 + 0.5, inputs.damaged, *shown]
                 pictures.append(torch.cat([*tiles, inputs.truth_l / 2 + 0.5], dim=-1))
         means = {name: float(np.nanmean([row[name] for row in rows])) for name in self.measures}
-        grid = torch.cat(pictures, dim=-2)[0, 0].clamp(0, 1).mul(255).byte().numpy()
+        grid = torch.cat(pictures, dim=-2)[0, 0].clamp(0, 1).mul(255).byte().cpu().numpy()
         return Figures(means, self.score(means), np.repeat(grid[..., None], 3, axis=2))
 
     def measure(self, network: Damage, inputs: Inputs) -> tuple[dict[str, float], list[Tensor]]:

@@ -177,6 +177,9 @@ def test_stages_belong_to_their_system(photo_folder, tmp_path, capsys):
     words = ("--stage", "detector", "--steps", "1", "--stamps", str(tmp_path))
     assert _train_damage(photo_folder, tmp_path / "run", *words) == 1
     assert "holds no stamps" in capsys.readouterr().err
+    (tmp_path / "stamp.png").write_bytes(b"no picture")
+    assert _train_damage(photo_folder, tmp_path / "run", *words) == 1
+    assert "a stamp that cannot be read (cannot identify image file" in capsys.readouterr().err
 
 
 def test_another_systems_checkpoint_is_no_start(photo_folder, tmp_path, capsys):
