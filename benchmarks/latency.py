@@ -111,7 +111,8 @@ def requests_of(
             # The photo's own tensors stay those that the networks are verified with.
             if spec is not decode or tensor.name == "photo_info":
                 known[tensor.name] = answer.as_numpy(tensor.name)
-    # encode_photo needs what decode_photo made of this very photo.
+    # By itself it would run out of places for photos, which encode_photo gives back.
+    del found[decode.name]
     for ensemble in SYSTEM.ensembles:
         names = [t.name for t in ensemble.inputs if t.name != "options"]
         found[ensemble.name] = {name: known[name] for name in names}
@@ -223,6 +224,12 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
+    files = [step.name for step in SYSTEM.python_steps]
+    within = [
+        [row["side"], row["batch"], *(row["steps_ms"].get(name) for name in files)]
+        for row in result["rows"]
+        if files[0] in row.get("steps_ms", {})
+    ]
     psnr = ", ".join(f"{name} {value:.1f} dB" for name, value in result["verified_psnr"].items())
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matrix_gflops"].items())
     skipped = "".join(f"- {line}\n" for line in result["skipped"]) or "- none\n"
@@ -234,7 +241,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"float32: {psnr}. Floor: operations over the matrix rate of the same run (GFLOP/s: "
         f"{rates}; {result['floor_precision']} taken). Server: mean time less the steps' compute "
         "by Triton's statistics, and its share of that compute.\n\n"
-        f"Left out, taking too long:\n\n{skipped}"
+        f"Left out, with the seconds that one takes or the server's answer:\n\n{skipped}\n"
+        "Reading and writing within `pikfix_photo`, mean compute by Triton's statistics:\n\n"
+        f"{table(['px', 'batch', *files], within)}"
     )
 
 

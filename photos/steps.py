@@ -211,7 +211,7 @@ def matching_side(size: tuple[int, int], padded: tuple[int, int], limit: int) ->
     """Choose the longest side for a photo's references: that of the photo where it is matched.
 
     Features depend on the scale at which they see a thing, so a reference is best seen at the scale
-    of the photo (benchmarks/reference_scale.py).
+    of the photo (benchmarks/results/reference-scale.md).
 
     Args:
         size: (height, width) of the photo.
