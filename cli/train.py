@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from enum import Enum
 from pathlib import Path
@@ -178,7 +179,7 @@ def command(
                 color_input=color_input or config.color_input,
                 seed=seed,
             )
-            result = train(config, options)
+            run = functools.partial(train, config, options)
         else:
             if loss or data or color_input or feature_weights or neighbours:
                 raise UsageError(
@@ -194,9 +195,10 @@ def command(
                 seed=seed,
             )
             plan = plan if crop is None else dataclasses.replace(plan, crop=crop)
-            result = train_stage(plan, options, stamps)
+            run = functools.partial(train_stage, plan, options, stamps)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    result = run()
     if result.first:
         took = f"step {result.step} after {result.minutes:.1f} minutes"
         print(f"{result.reason} at {took}: {result.model}")

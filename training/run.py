@@ -29,6 +29,7 @@ from pikfix.training.logs import Reporter
 from pikfix.training.loop import Budget, Result, Trainer
 from pikfix.training.neighbours import Table, descriptors, load_table, nearest, save_table
 from pikfix.training.photo_store import PhotoStore, open_photos
+from pikfix.training.stage import Stage
 from pikfix.training.stages import Material, stage_of
 from pikfix.training.state import State, has_state, load_state
 from pikfix.training.validation import Validation
@@ -138,7 +139,7 @@ def _train(
 ) -> Result:
     fabric = launched(config.optimizer.precision, options)
     first = fabric.is_global_zero
-    say = reporter.say if first else _silence
+    say = reporter.say if first else silence
     make_folder(options.folder)
 
     if options.device == "cpu" and (warning := cpu.emulation(config.optimizer.precision)):
@@ -147,14 +148,7 @@ def _train(
     tell_skipped(options.photos, store, say)
     if first:
         _write_skipped(options.folder / "skipped.csv", store)
-    validation = None
-    if options.validation is not None:
-        validation = open_photos(options.validation, options.validation_side)
-        tell_skipped(options.validation, validation, say)
-        validation = first_photos(validation, options.validation_limit)
-    else:
-        say("no validation folder (--val): training goes on without validation")
-
+    validation = open_validation(options, options.validation_side, say)
     features = None
     if options.feature_weights is not None:
         features = load_feature_net(options.feature_weights)
@@ -164,15 +158,9 @@ def _train(
         "neighbours": _digest(table),
         "features": type(features).__name__ if features is not None else None,
         "devices": options.devices,
-        "started_from": _started_from(options, state),
+        "started_from": started_from(options, state),
     }
-    if state is not None:
-        changed = differences(json.loads(state["facts"]), facts)
-        if changed:
-            raise TrainingError(
-                f"the run in {options.folder} was trained on other material "
-                f"({'; '.join(changed)}): give it what it had, or start another run with --init"
-            )
+    check_material(options.folder, state, facts)
 
     material = _material(
         config,
@@ -186,6 +174,40 @@ def _train(
     stage = stage_of(material)
     for name in stage.left_out:
         say(f"no feature weights (--feature-weights): the {name} term is left out")
+    return run_stage(stage, config, options, state, facts, fabric=fabric, reporter=reporter)
+
+
+def check_material(folder: Path, state: State | None, facts: dict[str, Any]) -> None:
+    """Refuse to resume a run on other material than it had; no state is a new run."""
+    changed = [] if state is None else differences(json.loads(state["facts"]), facts)
+    if changed:
+        raise TrainingError(
+            f"the run in {folder} was trained on other material ({'; '.join(changed)}): give it "
+            "what it had, or start another run with --init"
+        )
+
+
+def open_validation(options: RunOptions, side: int, say: Say) -> PhotoStore | None:
+    """The photos to measure with, the first of the folder's, or None without a folder."""
+    if options.validation is None:
+        say("no validation folder (--val): training goes on without validation")
+        return None
+    store = open_photos(options.validation, side)
+    tell_skipped(options.validation, store, say)
+    return first_photos(store, options.validation_limit)
+
+
+def run_stage(
+    stage: Stage,
+    config: Any,
+    options: RunOptions,
+    state: State | None,
+    facts: dict[str, Any],
+    *,
+    fabric: Fabric,
+    reporter: Reporter,
+) -> Result:
+    """Train a stage from a state, or from the beginning; `config` and `facts` go into the run."""
     trainer = Trainer(
         stage,
         config.optimizer,
@@ -197,8 +219,10 @@ def _train(
         config=config.to_dict(),
         facts=facts,
     )
+    first = fabric.is_global_zero
     if state is not None:
         trainer.restore(state)
+        say = reporter.say if first else silence
         say(f"resuming at step {trainer.step} after {trainer.minutes:.1f} minutes")
     elif first:
         text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
@@ -343,10 +367,11 @@ def first_photos(store: PhotoStore, count: int) -> PhotoStore:
     return PhotoStore.of(photos, store.names[:count], store.skipped)
 
 
-def _started_from(options: RunOptions, state: State | None) -> list[str]:
+def started_from(options: RunOptions, state: State | None) -> list[str]:
+    """The checkpoints that a run began from, those of its state when it is resumed."""
     if state is not None:
-        started: list[str] = json.loads(state["facts"])["started_from"]
-        return started
+        begun: list[str] = json.loads(state["facts"])["started_from"]
+        return begun
     return [f"{part or 'all'} {path.name}" for part, path in options.init]
 
 
@@ -381,5 +406,5 @@ def _write_skipped(path: Path, store: PhotoStore) -> None:
     path.write_text(buffer.getvalue(), encoding="utf-8")
 
 
-def _silence(_: str) -> None:
+def silence(_: str) -> None:
     """Say nothing: another process speaks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,22 @@ from typing import Any
 import torch
 
 from pikfix.systems.registry import system_of
-from pikfix.training.config import OptimizerConfig, differences
-from pikfix.training.errors import TrainingError
+from pikfix.training.config import OptimizerConfig
 from pikfix.training.logs import Reporter
-from pikfix.training.loop import Result, Trainer
+from pikfix.training.loop import Result
 from pikfix.training.photo_store import PhotoStore, open_photos
 from pikfix.training.run import (
     RunOptions,
     check,
-    first_photos,
+    check_material,
     launched,
     loaded,
     make_folder,
+    open_validation,
+    run_stage,
+    silence,
     start_from,
+    started_from,
     tell_skipped,
 )
 from pikfix.training.stage import Stage
@@ -125,27 +127,18 @@ def _run(
     state: State | None,
 ) -> Result:
     fabric = launched(config.optimizer.precision, options)
-    say = reporter.say if fabric.is_global_zero else _silence
+    say = reporter.say if fabric.is_global_zero else silence
     make_folder(options.folder)
     store = open_photos(options.photos, config.side, options.cache)
     tell_skipped(options.photos, store, say)
-    validation = None
-    if options.validation is not None:
-        validation = open_photos(options.validation, config.side)
-        tell_skipped(options.validation, validation, say)
-        validation = first_photos(validation, options.validation_limit)
+    validation = open_validation(options, config.side, say)
     facts = {
         "photos": store.fingerprint,
         "stamps": None if stamps is None else stamps.name,
         "devices": options.devices,
+        "started_from": started_from(options, state),
     }
-    if state is not None:
-        changed = differences(json.loads(state["facts"]), facts)
-        if changed:
-            raise TrainingError(
-                f"the run in {options.folder} was trained on other material "
-                f"({'; '.join(changed)}): give it what it had, or start another run with --init"
-            )
+    check_material(options.folder, state, facts)
     torch.manual_seed(config.seed)
     system = system_of(config.system)
     network = system.build(system.config_type.from_dict(config.network))
@@ -163,25 +156,4 @@ def _run(
             fabric.global_rank,
         )
     )
-    trainer = Trainer(
-        stage,
-        config.optimizer,
-        options.budget,
-        fabric=fabric,
-        folder=options.folder,
-        reporter=reporter,
-        seed=config.seed,
-        config=config.to_dict(),
-        facts=facts,
-    )
-    if state is not None:
-        trainer.restore(state)
-        say(f"resuming at step {trainer.step} after {trainer.minutes:.1f} minutes")
-    elif fabric.is_global_zero:
-        text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
-        (options.folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return trainer.run(options.workers, resumed=state is not None)
-
-
-def _silence(_: str) -> None:
-    """Say nothing: another process speaks."""
+    return run_stage(stage, config, options, state, facts, fabric=fabric, reporter=reporter)

@@ -28,7 +28,7 @@ class DamageProtocol(Protocol):
 
     def measure(self, model: Damage, photo: Photo, rng: np.random.Generator) -> Measured:
         clean = ((split_lab(centre_crop(photo.rgb))[0][0] + 1) / 2).clamp(0, 1).numpy()
-        # No stamps: they are not at hand everywhere. All of it is damaged; age is not.
+        # No stamps: they are not at hand everywhere. Nothing after the damage: it has a truth.
         config = SampleConfig(damaged=1.0, later=0.0)
         sample = draw(clean.astype(np.float32), rng, config)
         for _ in range(_TRIES):
