@@ -27,7 +27,7 @@ MIN_SIDE = 64
 
 _THUMBNAIL = 48
 _GREY_RESIDUAL = 2.0  # of 255, see is_grey
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def find_photos(folder: Path) -> Found:
     return found
 
 
-def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int = 2) -> PhotoStore:
+def open_photos(
+    folder: Path, side: int, cache: Path | None = None, *, grey: bool = False, threads: int = 2
+) -> PhotoStore:
     """Decode all usable photos of a folder.
 
     Args:
@@ -110,6 +112,7 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
         side: photos whose short side differs are resized to it; smaller ones are enlarged.
         cache: a file to keep the decoded photos in, memory-mapped; written when it is missing or
             the folder has changed. Without it they are kept in memory.
+        grey: photos without colours of their own are usable too.
         threads: that decode.
 
     Raises:
@@ -118,13 +121,13 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
     found = find_photos(folder)
     paths = found.pictures
     if cache is not None:
-        key = _cache_key(folder, paths, side)
+        key = _cache_key(folder, paths, side, grey)
         store = _read_cache(cache, key)
         if store is not None:
             store.others = found.notes()
             return store
     with ThreadPoolExecutor(threads) as pool:
-        decoded = list(pool.map(lambda path: _decode(path, side), paths))
+        decoded = list(pool.map(lambda path: _decode(path, side, grey), paths))
     names, photos, skipped = [], [], []
     for path, photo in zip(paths, decoded, strict=True):
         name = path.relative_to(folder).as_posix()
@@ -147,7 +150,7 @@ def open_photos(folder: Path, side: int, cache: Path | None = None, threads: int
     return store
 
 
-def _decode(path: Path, side: int) -> Pixels | str:
+def _decode(path: Path, side: int, grey: bool) -> Pixels | str:
     """Pixels of a usable photo, or why it is none."""
     try:
         # JPEG files are decoded at a fraction of their size where that is enough.
@@ -158,11 +161,9 @@ def _decode(path: Path, side: int) -> Pixels | str:
         return f"unreadable: {error.strerror or in_one_line(error)}"
     if min(photo.height, photo.width) < MIN_SIDE:
         return f"tiny: {photo.width} x {photo.height}"
-    if photo.pixels.ndim == 2:
-        return "grey"
     pixels = np.rint(photo.pixels * 255).astype(np.uint8) if photo.deep else photo.pixels
-    image = Image.fromarray(pixels)
-    if is_grey(image):
+    image = Image.fromarray(pixels).convert("RGB")
+    if not grey and is_grey(image):
         return "grey"
     scale = side / min(image.size)
     if scale != 1:
@@ -187,13 +188,13 @@ def is_grey(image: Image.Image) -> bool:
     return bool(np.sqrt(np.mean(residual**2)) < _GREY_RESIDUAL)
 
 
-def _cache_key(folder: Path, paths: list[Path], side: int) -> str:
+def _cache_key(folder: Path, paths: list[Path], side: int, grey: bool) -> str:
     files = [
         (path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
         for path in paths
         for status in [path.stat() if path.exists() else path.lstat()]
     ]
-    return hashlib.sha256(json.dumps([_CACHE_VERSION, side, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_CACHE_VERSION, side, grey, files]).encode()).hexdigest()
 
 
 def _read_cache(cache: Path, key: str) -> PhotoStore | None:

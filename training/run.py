@@ -187,12 +187,14 @@ def check_material(folder: Path, state: State | None, facts: dict[str, Any]) -> 
         )
 
 
-def open_validation(options: RunOptions, side: int, say: Say) -> PhotoStore | None:
+def open_validation(
+    options: RunOptions, side: int, say: Say, *, grey: bool = False
+) -> PhotoStore | None:
     """The photos to measure with, the first of the folder's, or None without a folder."""
     if options.validation is None:
         say("no validation folder (--val): training goes on without validation")
         return None
-    store = open_photos(options.validation, side)
+    store = open_photos(options.validation, side, grey=grey)
     tell_skipped(options.validation, store, say)
     return first_photos(store, options.validation_limit)
 

@@ -48,6 +48,7 @@ class Stage:
     critics: networks that are trained against this one.
     data: batches by step: `data[step]` is a dict of tensors on the CPU.
     photos: how many an epoch has.
+    needs_colors: whether photos without colours are of no use to it.
     measures: what `validate` measures; empty where it measures nothing.
     """
 
@@ -59,6 +60,7 @@ class Stage:
     critics: Sequence[Critic] = ()
     data: Any
     photos: int
+    needs_colors: bool = True
     measures: Sequence[str] = ()
 
     def parameters(self) -> list[nn.Parameter]:

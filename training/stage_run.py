@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -94,6 +93,15 @@ class Material:
     rank: int = 0
 
 
+class StageType(Protocol):
+    """What a system names as a stage: it makes one of its material."""
+
+    needs_colors: bool
+
+    def __call__(self, material: Material) -> Stage:
+        """The stage."""
+
+
 def train_stage(
     config: StageConfig,
     options: RunOptions,
@@ -118,7 +126,7 @@ def train_stage(
 
 
 def _run(
-    kind: Callable[[Material], Stage],
+    kind: StageType,
     config: StageConfig,
     options: RunOptions,
     stamps: Path | None,
@@ -129,9 +137,10 @@ def _run(
     fabric = launched(config.optimizer.precision, options)
     say = reporter.say if fabric.is_global_zero else silence
     make_folder(options.folder)
-    store = open_photos(options.photos, config.side, options.cache)
+    grey = not kind.needs_colors
+    store = open_photos(options.photos, config.side, options.cache, grey=grey)
     tell_skipped(options.photos, store, say)
-    validation = open_validation(options, config.side, say)
+    validation = open_validation(options, config.side, say, grey=grey)
     facts = {
         "photos": store.fingerprint,
         "stamps": None if stamps is None else stamps.name,

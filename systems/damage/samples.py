@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pikfix.training.dataset import lightness, random_crop
 from pikfix.training.degradation import blended
 from pikfix.training.degradation_cracks import Stamp, crack_network, flakes, stamped
 from pikfix.training.degradation_fields import (
@@ -25,6 +26,7 @@ from pikfix.training.degradation_structured import (
     Layer,
 )
 from pikfix.training.degradation_unstructured import OPERATIONS, Scale
+from pikfix.training.photo_store import Pixels
 
 DAMAGED_FROM = 0.15
 """Share of a defect from which a pixel counts as damaged."""
@@ -64,12 +66,15 @@ class SampleConfig:
     """The make-up of a sample.
 
     damaged: share of the photos with defects.
+    enlarged: greatest factor that half of the photos are enlarged by. A scan is larger than what
+        its photo shows in detail: there, only damage is sharp to the pixel.
     scales: least and largest pixels per unit length of the defects, drawn log-uniformly.
     later: how often grain, blur or JPEG come after the damage, as when a print is photographed.
     printed: how often a border, writing or a printed dot screen is part of the photo.
     """
 
-    damaged: float = 0.85
+    damaged: float = 0.6
+    enlarged: float = 2.5
     scales: tuple[float, float] = (0.7, 4.0)
     later: float = 0.4
     printed: float = 0.15
@@ -87,6 +92,16 @@ class Sample(NamedTuple):
     truth: Array
     damaged: Array
     judged: Array
+
+
+def cropped(photo: Pixels, side: int, rng: np.random.Generator, config: SampleConfig) -> Array:
+    """Lightness of a square window of a photo, `[side, side]` in [0, 1]; see `enlarged`."""
+    factor = float(np.exp(rng.uniform(0, np.log(config.enlarged)))) if rng.random() < 0.5 else 1.0
+    luminance = lightness(random_crop(photo, max(1, round(side / factor)), rng))
+    if luminance.shape == (side, side):
+        return luminance
+    picture = Image.fromarray(luminance).resize((side, side), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(picture), 0, 1)
 
 
 def draw(

@@ -18,9 +18,9 @@ from torchmetrics.functional.classification import binary_auroc
 
 from pikfix.networks import save_checkpoint
 from pikfix.networks.damage import Damage, smoothly_filled, softened
-from pikfix.systems.damage.samples import Sample, SampleConfig, draw
+from pikfix.systems.damage.samples import Sample, SampleConfig, cropped, draw
 from pikfix.training.config import OptimizerConfig
-from pikfix.training.dataset import generator, lightness, random_crop
+from pikfix.training.dataset import generator
 from pikfix.training.degradation_cracks import Stamp
 from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.photo_store import PhotoStore
@@ -85,7 +85,7 @@ class DamageBatches(Dataset[Batch]):
     def _sample(self, step: int, index: int) -> Sample:
         rng = generator(self.seed, step, index)
         photo = self.store[int(rng.integers(len(self.store)))]
-        luminance = lightness(random_crop(photo, self.crop, rng))
+        luminance = cropped(photo, self.crop, rng, self.config)
         return draw(luminance, rng, self.config, self.stamps)
 
 
@@ -125,7 +125,7 @@ def validation_samples(
     samples = []
     for index in range(count):
         rng = generator(_VALIDATION_SEED, index, 0)
-        luminance = lightness(random_crop(store[index % len(store)], side, rng))
+        luminance = cropped(store[index % len(store)], side, rng, config)
         samples.append(draw(luminance, rng, config, stamps))
     return samples
 
@@ -137,6 +137,7 @@ class DamageStage(Stage):
     """
 
     network: Damage
+    needs_colors = False
     part: str
     samples = SampleConfig()
     optimizer = OptimizerConfig(
@@ -220,7 +221,7 @@ class Detector(DamageStage):
     shown = ("entropy", "dice")
     measures = ("auc", "iou", "false_share")
 
-    positive = 2.0
+    positive = 1.5
     """Weight of a damaged pixel: there are few of them."""
 
     def forward(self, inputs: Inputs) -> Tensor:
