@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from pikfix.cli.connection import Connection, with_connection
 from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job, Plan, make_plan
 from pikfix.cli.private_server import private_server, terminate_as_interrupt
@@ -42,6 +43,7 @@ class Format(str, Enum):
     webp = "webp"
 
 
+@with_connection
 def command(
     photos: Annotated[
         list[Path],
@@ -103,13 +105,7 @@ def command(
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP results.")
     ] = 95,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="gRPC address of a running server; without it one is started for this run.",
-        ),
-    ] = None,
+    connection: Connection,
     model_repository: Annotated[
         Path, typer.Option(help="Models for the server that is started without --url.")
     ] = Path("model_repository"),
@@ -173,7 +169,7 @@ def command(
         references=_references(
             reference or [],
             library,
-            url,
+            connection.url,
             force=force_color,
             whole=force_photo,
             count=library_references,
@@ -187,8 +183,8 @@ def command(
         overwrite=overwrite,
         reconnect_timeout=_RECONNECT_TIMEOUT,
     )
+    client = connection.client()
     _check_place(plan, out)
-    client = _client(url)
     with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
         run = Run(settings, reporter, reporter.complain)
         skipped = set(existing) if skip_existing else set()
@@ -233,16 +229,6 @@ def _exit_code(run: Run, reporter: Reporter) -> int:
     if isinstance(reporter.unheard, BrokenPipeError):
         return BROKEN_PIPE
     return FAILURE if reporter.count("failed") or reporter.count("unfinished") else SUCCESS
-
-
-def _client(url: str | None) -> AsyncPikFixClient | None:
-    if url is None:
-        return None
-    try:
-        # What may be sent again, the run decides, which knows of all photos.
-        return AsyncPikFixClient(url, retry=Retry.never())
-    except ValueError as error:
-        raise UsageError(f"--url: {error}") from error
 
 
 def _work(

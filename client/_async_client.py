@@ -11,7 +11,9 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pikfix.client._address import parse_address
 from pikfix.client._client import DEFAULT_URL
+from pikfix.client._environment import connection
 from pikfix.client._errors import (
     DeadlineExceededError,
     ModelNotFoundError,
@@ -20,7 +22,7 @@ from pikfix.client._errors import (
     ServerNotReadyError,
     ServerUnreachableError,
 )
-from pikfix.client._guard import Guard, check_headers, check_options
+from pikfix.client._guard import Guard, check_headers, check_names, check_options
 from pikfix.client._inputs import PhotoLike, PictureFormat
 from pikfix.client._mapping import map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
@@ -35,7 +37,7 @@ from pikfix.client._requests import (
     why_not_ready,
 )
 from pikfix.client._results import RestoredPhoto, ServerInfo
-from pikfix.client._transport import InferenceServerException, check_url, grpc, open_async_channel
+from pikfix.client._transport import InferenceServerException, grpc, open_async_channel
 from pikfix.client._waits import Tries
 from pikfix.protocol.names import PHOTO_MODEL
 
@@ -51,12 +53,19 @@ class AsyncPikFixClient:
     call raises ``WrongLoopError``. Close it, or use it in an ``async with`` block.
 
     Args:
-        url: ``host:port`` of the server's gRPC port.
+        url: ``host:port`` of the server's gRPC port. Several servers share the calls in turn:
+            those that ``dns:///host:port`` (or ``host:port``) stands for, or a list,
+            ``ipv4:a:port,b:port`` or ``ipv6:[a]:port,[b]:port``.
         timeout: how long to wait.
         limits: message sizes and keepalive.
         retry: what is sent again, and whether a server without room is waited for.
         tls: encryption; None connects without.
-        headers: metadata to send with every call, such as a token for a proxy.
+        token: sent with every call as ``authorization: Bearer TOKEN``.
+        headers: further metadata to send with every call.
+        proxy: whether to connect through the proxy that the environment names (``grpc_proxy``,
+            ``https_proxy``, ``http_proxy``, not for hosts in ``no_proxy``); None does, except
+            to this machine and to lists of addresses. All calls go where a proxy connects to:
+            replicas do not share them.
 
     Raises:
         ValueError: ``url`` is no address, or an option has another type or cannot be sent.
@@ -70,23 +79,44 @@ class AsyncPikFixClient:
         limits: Limits | None = None,
         retry: Retry | None = None,
         tls: Tls | None = None,
+        token: str | None = None,
         headers: Mapping[str, str] | None = None,
+        proxy: bool | None = None,
     ) -> None:
-        self._url = check_url(url)
-        check_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
+        self._url = url
+        self._address = parse_address(url)
+        check_options(timeout=timeout, limits=limits, retry=retry, tls=tls, proxy=proxy)
+        check_names(self._address, tls)
         self._timeout = timeout or Timeout()
         self._limits = limits or Limits()
         self._retry = retry or Retry()
         self._tls = tls
-        self._headers = check_headers(headers)
+        self._proxy = proxy
+        self._headers = check_headers(headers, token)
         self._guard = Guard(url)
         self._closing = asyncio.Event()
         # gRPC binds a channel to the running loop, and there may be none yet.
         self._triton: Any = None
 
+    @classmethod
+    def from_environment(cls, **arguments: Any) -> AsyncPikFixClient:
+        """Return a client for the server that environment variables name.
+
+        ``PIKFIX_URL``, ``PIKFIX_TOKEN``, ``PIKFIX_HEADERS`` (lines of ``NAME: VALUE``),
+        ``PIKFIX_TLS`` (1 or 0), ``PIKFIX_TLS_CA``, ``PIKFIX_TLS_CERT``, ``PIKFIX_TLS_KEY``,
+        ``PIKFIX_TLS_SERVER_NAME`` and ``PIKFIX_PROXY`` (1 or 0): the same as the command line's.
+
+        Args:
+            **arguments: of the constructor; they go before the variables.
+
+        Raises:
+            ValueError: a variable or an argument has no value that it can have.
+        """
+        return cls(**{**connection(), **arguments})
+
     @property
     def url(self) -> str:
-        """``host:port`` of the server."""
+        """The address as it was given."""
         return self._url
 
     async def restore(
@@ -212,7 +242,12 @@ class AsyncPikFixClient:
         try:
             if self._triton is None:
                 self._triton = open_async_channel(
-                    self._url, self._timeout, self._limits, self._retry, self._tls
+                    self._address,
+                    self._timeout,
+                    self._limits,
+                    self._retry,
+                    tls=self._tls,
+                    proxy=self._proxy,
                 )
             call: Callable[..., Any] = getattr(self._triton, method)
             return await self._finish(call(*args, headers=self._headers, **kwargs), model)

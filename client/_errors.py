@@ -16,6 +16,7 @@ The tree::
     │   ├── ServerUnreachableError   nobody listens there, or no such host
     │   ├── ConnectionLostError      the server went away in mid-request
     │   ├── WrongServerError         something listens there, but no Triton gRPC
+    │   ├── ProxyError               a proxy on the way refuses to connect
     │   └── TlsError                 the two ends cannot agree on encryption
     ├── ServerError: the server answered, and its answer was no
     │   ├── ServerNotReadyError      server or model is loading or unloading
@@ -203,6 +204,15 @@ class TlsError(ConnectionFailedError):
     advice = "give tls=Tls(...) exactly if the server uses TLS, with the certificate that signed it"
 
 
+class ProxyError(ConnectionFailedError):
+    """The proxy that the environment names does not connect to the server."""
+
+    advice = (
+        "check grpc_proxy, https_proxy and http_proxy, or go past them with no_proxy, "
+        "PIKFIX_PROXY=0 or proxy=False"
+    )
+
+
 class ServerError(PikFixError):
     """The server answered, and its answer was no."""
 
@@ -242,7 +252,7 @@ class ServerBusyError(ServerError):
 class AccessDeniedError(ServerError):
     """Credentials are missing or not accepted."""
 
-    advice = "check the headers and the TLS client certificate"
+    advice = "check the token (PIKFIX_TOKEN), the headers and the TLS client certificate"
 
 
 class StepFailedError(ServerError):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from pikfix.client._address import Address
 from pikfix.client._errors import (
     ClientClosedError,
     ForkedClientError,
@@ -23,6 +24,7 @@ from pikfix.client._errors import (
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 # Longer ones overflow what protobuf and gRPC hold; nobody waits for ten years.
@@ -30,8 +32,12 @@ _LONGEST_S = 3.2e8
 
 
 def check_options(**options: Any) -> None:
-    """Raise ValueError where a value object of another type than its own was given."""
+    """Raise ValueError where a value of another type than its own was given."""
     for name, value in options.items():
+        if name == "proxy":
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"proxy must be True, False or None, got {value!r}")
+            continue
         kind = {"timeout": Timeout, "limits": Limits, "retry": Retry, "tls": Tls}[name]
         if value is not None and not isinstance(value, kind):
             raise ValueError(
@@ -39,8 +45,28 @@ def check_options(**options: Any) -> None:
             )
 
 
-def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+def check_names(address: Address, tls: Tls | None) -> None:
+    """Raise ValueError where no server's certificate could be compared with any name."""
+    if address.listed and tls is not None and tls.server_name is None:
+        raise ValueError(
+            "a list of addresses has no name that certificates could carry: give the one that "
+            "those of all servers do, as Tls.server_name (--tls-server-name)"
+        )
+
+
+def check_headers(headers: Mapping[str, str] | None, token: str | None = None) -> dict[str, str]:
     """Return headers in gRPC's form, names in lower case; ValueError says what gRPC cannot send."""
+    checked = _checked(headers)
+    if token is None:
+        return checked
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError("a token is printable ASCII text without blanks, and not empty")
+    if "authorization" in checked:
+        raise ValueError("give a token or the header authorization, not both")
+    return {**checked, "authorization": f"Bearer {token}"}
+
+
+def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -54,7 +80,8 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         if name.lower().endswith("-bin") or name.lower().startswith("grpc-"):
             raise ValueError(f"the header {name!r} is reserved by gRPC; give it another name")
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"the header {name!r} must be printable ASCII text, got {value!r}")
+            # Its value may be a secret, which errors do not repeat.
+            raise ValueError(f"the value of the header {name!r} must be printable ASCII text")
         checked[name.lower()] = value
     return checked
 

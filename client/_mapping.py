@@ -25,6 +25,7 @@ from pikfix.client._errors import (
     ModelNotFoundError,
     PhotoTooLargeError,
     PikFixError,
+    ProxyError,
     RequestCancelledError,
     ServerBusyError,
     ServerError,
@@ -86,6 +87,15 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
     (frozenset(statuses.split()), re.compile(pattern, re.IGNORECASE), error)
     for statuses, pattern, error in (
         ("UNAVAILABLE", r"exceeds maximum queue size|request timeout expired", ServerBusyError),
+        # The environment's proxy, on the way to the connection: 5xx where nobody listens there.
+        ("UNAVAILABLE", r"http proxy returned response code 5\d\d", ServerUnreachableError),
+        ("UNAVAILABLE", r"http proxy returned", ProxyError),
+        # A gateway that wants credentials and does not speak gRPC.
+        (
+            "UNAUTHENTICATED PERMISSION_DENIED",
+            r"http.*\bstatus\b[a-z ]*:? ?40[13]\b",
+            AccessDeniedError,
+        ),
         # A proxy whose server is being restarted or is overloaded; the second line is Envoy's.
         (
             "UNAVAILABLE UNKNOWN INTERNAL",
@@ -110,8 +120,8 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
         ("UNIMPLEMENTED", r"^$|method not found", WrongServerError),
         (
             "UNAVAILABLE",
-            r"connection refused|failed to connect|resolution|resolving|no route"
-            r"|network is unreachable|host is unreachable|timed out|timeout occurred"
+            r"connection refused|failed to connect|all backends failing|resolution|resolving"
+            r"|no route|network is unreachable|host is unreachable|timed out|timeout occurred"
             r"|empty address list",
             ServerUnreachableError,
         ),
@@ -139,13 +149,15 @@ _TEXTS: tuple[tuple[frozenset[str], re.Pattern[str], type[PikFixError]], ...] = 
 )
 
 # What gRPC says before the point: "failed to connect to all addresses; last error: UNKNOWN:
-# ipv4:1.2.3.4:8001: ...".
+# ipv4:1.2.3.4:8001: ...", and of several servers "connections to all backends failing; ...".
 _PREAMBLE = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?")
 
 # Triton's HTTP port does this, a server that wants TLS, and Docker's proxy while its container
 # starts; nothing tells them apart.
 _ACCEPTED_AND_CLOSED = re.compile(
-    r"failed to connect.*(?:socket closed|connection reset|endpoint closing)", re.IGNORECASE
+    r"(?:failed to connect|all backends failing)"
+    r".*(?:socket closed|connection reset|endpoint closing)",
+    re.IGNORECASE,
 )
 _REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")
 

@@ -5,9 +5,9 @@ The only module that names gRPC and tritonclient, neither of which ships types.
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
+import os
+import threading
 from typing import Any
 
 import grpc
@@ -15,11 +15,13 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
+from pikfix.client._address import Address
+from pikfix.client._errors import ForkedClientError
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 
 __all__ = [
+    "Address",
     "InferenceServerException",
-    "check_url",
     "grpc",
     "open_async_channel",
     "open_channel",
@@ -27,31 +29,18 @@ __all__ = [
     "triton_aio",
 ]
 
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+
+def _service_config(address: Address, retry: Retry) -> str | None:
+    config: dict[str, Any] = {}
+    if address.spread:
+        # gRPC's own choice, pick_first, would leave all replicas but one without work.
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    if retry.attempts > 1:
+        config |= _repeats(retry)
+    return json.dumps(config) if config else None
 
 
-def check_url(url: str) -> str:
-    """Return ``url`` if it has the form ``host:port``; ValueError says what to write."""
-    match = _ADDRESS.fullmatch(url) if isinstance(url, str) else None
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise ValueError(
-            f"{url!r} is no server address; give HOST:PORT of Triton's gRPC port without a "
-            "scheme, such as localhost:8001 or [::1]:8001"
-        )
-    return url
-
-
-def _is_loopback(url: str) -> bool:
-    host = url.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _service_config(retry: Retry) -> str:
+def _repeats(retry: Retry) -> dict[str, Any]:
     policy = {
         "maxAttempts": retry.attempts,
         "initialBackoff": f"{retry.initial_backoff:g}s",
@@ -61,19 +50,23 @@ def _service_config(retry: Retry) -> str:
     }
     # Status calls are not repeated: who polls is_ready() wants to know how it is now.
     method = {"service": "inference.GRPCInferenceService", "method": "ModelInfer"}
-    return json.dumps(
-        {
-            "methodConfig": [{"name": [method], "retryPolicy": policy}],
-            "retryThrottling": {
-                "maxTokens": retry.budget_tokens,
-                "tokenRatio": retry.budget_refill,
-            },
-        }
-    )
+    return {
+        "methodConfig": [{"name": [method], "retryPolicy": policy}],
+        "retryThrottling": {
+            "maxTokens": retry.budget_tokens,
+            "tokenRatio": retry.budget_refill,
+        },
+    }
 
 
 def channel_arguments(
-    url: str, timeout: Timeout, limits: Limits, retry: Retry, tls: Tls | None
+    address: Address,
+    timeout: Timeout,
+    limits: Limits,
+    retry: Retry,
+    *,
+    tls: Tls | None,
+    proxy: bool | None,
 ) -> list[tuple[str, Any]]:
     """Return gRPC's channel arguments for the given choices."""
     arguments: list[tuple[str, Any]] = [
@@ -92,35 +85,92 @@ def channel_arguments(
         ("grpc.min_reconnect_backoff_ms", round(timeout.connect * 1000)),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
+        # When a replica goes, the name is asked for others; gRPC would wait up to 30 s.
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
         # One connection per client: a new client does not inherit another's wait after a
         # refused connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if retry.attempts > 1:
-        arguments.append(("grpc.service_config", _service_config(retry)))
+    config = _service_config(address, retry)
+    if config is not None:
+        arguments.append(("grpc.service_config", config))
     if tls is not None and tls.server_name is not None:
         arguments.append(("grpc.ssl_target_name_override", tls.server_name))
-    if _is_loopback(url):
-        # gRPC would send even loopback traffic through $https_proxy.
-        arguments.append(("grpc.enable_http_proxy", 0))
+    elif address.authority is not None:
+        arguments.append(("grpc.default_authority", address.authority))
+    if proxy is None:
+        # gRPC would send even loopback traffic through $https_proxy. A proxy is asked for one
+        # server by its name; there is none for a list of addresses.
+        proxy = not (address.loopback or address.listed)
+    arguments.append(("grpc.enable_http_proxy", int(proxy)))
     return arguments
 
 
-def _open(kind: Any, url: str, tls: Tls | None, arguments: list[tuple[str, Any]]) -> Any:
+# Python's thread that polls for gRPC's asyncio, in every process that uses it. A forked process
+# has what it left in memory and no such thread.
+_POLLER = "_poll_wrapper"
+
+
+class _Forks:
+    """Remembers whether this process was forked while gRPC's asyncio was in use."""
+
+    def __init__(self) -> None:
+        self.poller_lost = False
+        self._polled = False
+        if hasattr(os, "register_at_fork"):  # Windows cannot fork
+            os.register_at_fork(before=self._before, after_in_child=self._in_child)
+
+    def _before(self) -> None:
+        self._polled = any(_POLLER in thread.name for thread in threading.enumerate())
+
+    def _in_child(self) -> None:
+        self.poller_lost = self.poller_lost or self._polled
+
+
+_FORKS = _Forks()
+
+
+def _open(kind: Any, address: Address, tls: Tls | None, arguments: list[tuple[str, Any]]) -> Any:
     credentials = None
     if tls is not None:
         root, key, chain = tls.read()
         credentials = grpc.ssl_channel_credentials(root, key, chain)
-    return kind.InferenceServerClient(url, creds=credentials, channel_args=arguments)
+    return kind.InferenceServerClient(address.target, creds=credentials, channel_args=arguments)
 
 
-def open_channel(url: str, timeout: Timeout, limits: Limits, retry: Retry, tls: Tls | None) -> Any:
+def open_channel(
+    address: Address,
+    timeout: Timeout,
+    limits: Limits,
+    retry: Retry,
+    *,
+    tls: Tls | None,
+    proxy: bool | None,
+) -> Any:
     """Return a tritonclient; it connects at the first call."""
-    return _open(triton, url, tls, channel_arguments(url, timeout, limits, retry, tls))
+    arguments = channel_arguments(address, timeout, limits, retry, tls=tls, proxy=proxy)
+    return _open(triton, address, tls, arguments)
 
 
 def open_async_channel(
-    url: str, timeout: Timeout, limits: Limits, retry: Retry, tls: Tls | None
+    address: Address,
+    timeout: Timeout,
+    limits: Limits,
+    retry: Retry,
+    *,
+    tls: Tls | None,
+    proxy: bool | None,
 ) -> Any:
-    """Return a tritonclient for asyncio; call it inside the loop that will use it."""
-    return _open(triton_aio, url, tls, channel_arguments(url, timeout, limits, retry, tls))
+    """Return a tritonclient for asyncio; call it inside the loop that will use it.
+
+    Raises:
+        ForkedClientError: gRPC's asyncio was in use when this process was forked; its thread is
+            not here, and a call would wait for ever.
+    """
+    if _FORKS.poller_lost:
+        raise ForkedClientError(
+            "this process was forked while another client for asyncio was open, and gRPC cannot "
+            "be used with asyncio here any more; PikFixClient can"
+        )
+    arguments = channel_arguments(address, timeout, limits, retry, tls=tls, proxy=proxy)
+    return _open(triton_aio, address, tls, arguments)

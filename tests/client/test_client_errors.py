@@ -257,6 +257,29 @@ def test_every_code_of_our_steps_is_mapped():
             None,
         ),
         ("UNKNOWN", "Received http2 header with status: 400", None, "WrongServerError", None),
+        (
+            "UNAUTHENTICATED",
+            "Received http2 header with status: 401",
+            None,
+            "AccessDeniedError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "connections to all backends failing; last error: UNKNOWN: ipv4:10.0.0.1:8001: Failed "
+            "to connect to remote host: Connection refused",
+            None,
+            "ServerUnreachableError",
+            None,
+        ),
+        (
+            "UNAVAILABLE",
+            "connections to all backends failing; last error: UNKNOWN: ipv4:10.0.0.1:3128: HTTP "
+            "proxy returned response code 502",
+            None,
+            "ServerUnreachableError",
+            None,
+        ),
         ("RESOURCE_EXHAUSTED", "quota", "pikfix_photo", "ServerBusyError", None),
         ("UNAVAILABLE", "recvmsg:Connection reset by peer", None, "ConnectionLostError", None),
         ("UNAVAILABLE", "too_many_pings", None, "ConnectionLostError", None),

@@ -135,6 +135,45 @@ def test_a_forked_process(server, jpeg, used):
         assert client.restore(jpeg).image.size == (64, 48)
 
 
+def _in_a_child_of_a_loop(url, jpeg, results):
+    async def own():
+        async with AsyncPikFixClient(url) as client:
+            await client.restore(jpeg, timeout=5)
+
+    try:
+        asyncio.run(own())
+    except PikFixError as error:
+        results.put((type(error).__name__, str(error)))
+    with PikFixClient(url) as client:
+        results.put(client.restore(jpeg, timeout=10).image.size)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_beside_an_open_asyncio_client(server, jpeg):
+    """gRPC's asyncio waits for ever in the child, where its thread is missing."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    async def main():
+        async with AsyncPikFixClient(server.url) as client:
+            await client.restore(jpeg)
+            child = context.Process(
+                target=_in_a_child_of_a_loop, args=(server.url, jpeg, results), daemon=True
+            )
+            child.start()
+            said = await asyncio.to_thread(results.get, timeout=20)
+            size = await asyncio.to_thread(results.get, timeout=20)
+            await asyncio.to_thread(child.join, 20)
+            assert (await client.restore(jpeg)).image.size == (64, 48)
+            return said, size, child.exitcode
+
+    (name, text), size, code = asyncio.run(main())
+    assert name == "ForkedClientError"
+    assert "forked while another client for asyncio was open" in text
+    assert size == (64, 48)
+    assert code == 0
+
+
 @pytest.mark.parametrize("kind", [PikFixClient, AsyncPikFixClient])
 def test_a_client_is_not_pickled(kind):
     with pytest.raises(ForkedClientError, match="make a client in each process"):

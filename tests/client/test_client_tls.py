@@ -63,6 +63,45 @@ def test_tls_at_a_server_without(kind, server, certificate, jpeg):
             client.is_ready()
 
 
+def test_a_client_certificate(kind, fake, certificate, jpeg):
+    chain, key = (path.read_bytes() for path in certificate)
+    credentials = grpc.ssl_server_credentials([(key, chain)], chain, require_client_auth=True)
+    mutual = fake.FakeTriton(credentials)
+    own = {"private_key": certificate[1], "certificate_chain": certificate[0]}
+    try:
+        with kind(f"localhost:{mutual.port}", tls=Tls(certificate[0], **own)) as client:
+            assert client.restore(jpeg).image.size == (64, 48)
+        with (
+            kind(f"localhost:{mutual.port}", tls=Tls(certificate[0]), retry=QUICK) as client,
+            pytest.raises(ConnectionFailedError),
+        ):
+            client.restore(jpeg, timeout=20)
+    finally:
+        mutual.close()
+
+
+def test_replicas_with_tls_share_one_name(kind, fake, certificate, jpeg, until):
+    pair = (certificate[1].read_bytes(), certificate[0].read_bytes())
+    servers = [fake.FakeTriton(grpc.ssl_server_credentials([pair])) for _ in range(2)]
+    tls = Tls(certificate[0], server_name="localhost")
+    try:
+        with kind(f"ipv4:{servers[0].url},{servers[1].url}", tls=tls, token="secret") as client:
+            until(lambda: client.restore(jpeg) and all(one.requests for one in servers))
+    finally:
+        for one in servers:
+            one.close()
+    assert {one["authorization"] for one in servers[1].metadata} == {"Bearer secret"}
+
+
+def test_tls_files_that_hold_something_else(kind, secure, jpeg, tmp_path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with (
+        kind(f"localhost:{secure.port}", tls=Tls(tmp_path / "ca.pem"), retry=QUICK) as client,
+        pytest.raises(ConnectionFailedError),
+    ):
+        client.restore(jpeg, timeout=20)
+
+
 def test_tls_files_that_are_missing(kind, jpeg, tmp_path):
     # The asyncio client opens its channel at the first call.
     with pytest.raises(FileNotFoundError), kind("a:1", tls=Tls(tmp_path / "no.pem")) as client:

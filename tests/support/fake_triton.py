@@ -154,7 +154,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         models: the models it knows, with their states.
     """
 
-    def __init__(self, credentials=None, port=0):
+    def __init__(self, credentials=None, port=0, host="127.0.0.1", options=()):
         self.answer = answer
         self.requests = []
         self.metadata = []
@@ -171,15 +171,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                *options,
             ],
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        address = f"127.0.0.1:{port}"
+        address = f"{host}:{port}"
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
         else:
             self.port = self._server.add_secure_port(address, credentials)
-        self.url = f"127.0.0.1:{self.port}"
+        self.url = f"{host}:{self.port}"
         self._server.start()
 
     def close(self):
