@@ -31,6 +31,13 @@ _EXTRAS = {
     "matplotlib": "train",
     "faiss": "references",
     "torch_tensorrt": "tensorrt",
+    "fastapi": "web",
+    "multipart": "web",
+    "prometheus_client": "web",
+    "pydantic": "web",
+    "python_multipart": "web",
+    "starlette": "web",
+    "uvicorn": "web",
 }
 
 

@@ -57,6 +57,11 @@ def main() -> None:
             "a missing photo is named and exits with 1",
             failed.returncode == 1 and any(str(photo) in line for line in told),
         )
+        web = pikfix_command("web")
+        check(
+            "pikfix web says what it needs",
+            web.returncode == 1 and "pip install 'pikfix[web]'" in web.stderr,
+        )
         wrong = pikfix_command("restore", "--no-such-option")
         check("a wrong option exits with 2", wrong.returncode == 2)
 

@@ -1,0 +1,115 @@
+"""A multipart form becomes a photo, references and options on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pikfix.gateway.problems import Problem
+from pikfix.gateway.settings import Settings
+
+FIELDS = ("photo", "reference", "library", "options")
+_LONGEST_NAME = 150
+_FIELD_BYTES = 64 * 1024
+
+
+def clean_name(name: str | None) -> str:
+    """A file name to show: its last part, printable, not too long. It never becomes a path."""
+    last = PurePosixPath(PureWindowsPath(name or "").name).name
+    shown = "".join(one for one in unicodedata.normalize("NFC", last) if one.isprintable())
+    if len(shown) > _LONGEST_NAME:
+        stem, dot, suffix = shown.rpartition(".")
+        keep = _LONGEST_NAME - len(suffix) - 1
+        shown = f"{stem[:keep]}{dot}{suffix}" if dot and keep > 0 else shown[:_LONGEST_NAME]
+    return shown.strip(" .") or "photo"
+
+
+def _bad(detail: str, code: str = "bad_request", status: int = 400) -> Problem:
+    titles = {"bad_request": "The request has another form"}
+    return Problem(status, code, titles.get(code, "The photo cannot be read"), detail)
+
+
+def _files(form: FormData, name: str) -> list[UploadFile]:
+    values = form.getlist(name)
+    for value in values:
+        if not isinstance(value, UploadFile):
+            raise _bad(f"{name} must be a file: curl -F {name}=@FILE")
+    return [value for value in values if isinstance(value, UploadFile)]
+
+
+def texts(form: FormData, name: str) -> list[str]:
+    """The values of a field that is no file.
+
+    Raises:
+        Problem: 400; one is a file.
+    """
+    values = form.getlist(name)
+    if any(isinstance(value, UploadFile) for value in values):
+        raise _bad(f"{name} must be text, not a file: curl -F {name}=...")
+    return [str(value) for value in values]
+
+
+def _copy(source: BinaryIO, target: Path) -> None:
+    source.seek(0)
+    with target.open("xb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+
+
+async def read_form(request: Request, settings: Settings) -> FormData:
+    """Read a multipart body; large files go to disk as they come.
+
+    Raises:
+        Problem: 400 or 415; it is none, or has too many parts.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise _bad("send the photo as multipart/form-data: curl -F photo=@old.jpg ...", status=415)
+    try:
+        form = await request.form(
+            max_files=settings.references + 1,
+            max_fields=settings.references + 4,
+            max_part_size=_FIELD_BYTES,
+        )
+    except HTTPException as error:
+        raise _bad(f"the form cannot be read: {error.detail}") from error
+    unknown = sorted(set(form) - set(FIELDS))
+    if unknown:
+        raise _bad(f"there is no field {unknown[0]!r}; there are {', '.join(FIELDS)}")
+    return form
+
+
+async def save_files(form: FormData, folder: Path, settings: Settings) -> tuple[str, int, int]:
+    """Write photo and references of a form into a folder.
+
+    Returns:
+        The photo's name to show, its bytes, and the number of references.
+
+    Raises:
+        Problem: there is not exactly one photo, too many references, or an empty file.
+        OSError: they cannot be written.
+    """
+    photos, references = _files(form, "photo"), _files(form, "reference")
+    if len(photos) != 1:
+        raise _bad(f"send one file as photo, got {len(photos)}; each photo is a request")
+    if len(references) > settings.references:
+        raise _bad(f"send at most {settings.references} references, got {len(references)}")
+    if not photos[0].size:
+        raise _bad("the photo is empty: send the complete file", "bad_photo", 422)
+    if not all(reference.size for reference in references):
+        raise _bad("a reference is empty: send the complete file", "bad_reference", 422)
+    await asyncio.to_thread(_copy_all, photos[0], references, folder)
+    return clean_name(photos[0].filename), photos[0].size, len(references)
+
+
+def _copy_all(photo: UploadFile, references: Sequence[UploadFile], folder: Path) -> None:
+    _copy(photo.file, folder / "photo")
+    for number, reference in enumerate(references):
+        _copy(reference.file, folder / f"reference-{number}")
