@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "evaluate": ("pikfix.cli.evaluate", "Measure a checkpoint beside its baselines."),
         "degrade": ("pikfix.cli.degrade", "Make old photos out of new ones."),
         "references": ("pikfix.cli.references", "Build and search a library of references."),
+        "inspect": ("pikfix.cli.inspect", "Say how a restored photo was made."),
         "doctor": ("pikfix.cli.doctor", "Describe this installation and what it lacks."),
     }
 )

@@ -26,7 +26,7 @@ from pikfix.cli.problems import (
     printable,
 )
 from pikfix.cli.references import LibraryReferences, choose_here, serve_from
-from pikfix.cli.runner import Outcome, References, Run, Settings
+from pikfix.cli.runner import FileReference, Outcome, References, Run, Settings
 from pikfix.client import AsyncPikFixClient, Retry
 from pikfix.photos import read_picture_file
 
@@ -132,6 +132,14 @@ def command(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave photos whose result exists.")
     ] = False,
+    write_sidecar: Annotated[
+        bool,
+        typer.Option(
+            "--sidecar/--no-sidecar",
+            help="Write beside each result, as NAME.pikfix.json, how it was made: digests of all "
+            "files, references and their shares, options, versions.",
+        ),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per photo.")
     ] = False,
@@ -182,6 +190,7 @@ def command(
         in_flight=jobs,
         overwrite=overwrite,
         reconnect_timeout=_RECONNECT_TIMEOUT,
+        sidecars=write_sidecar,
     )
     client = connection.client()
     _check_place(plan, out)
@@ -268,7 +277,7 @@ def _references(
             return choose_here(library, force=force, whole=whole, count=count)
         # The private server chooses, while the networks work on other photos.
         serve_from(library, count)
-    sent = [read_picture_file(path) for path in files]
+    sent = [FileReference(read_picture_file(path), path.name) for path in files]
     for path, data in zip(files, sent, strict=True):
         if not data:
             raise CommandError(f"the reference {path} is empty")

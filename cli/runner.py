@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pikfix.cli.flow import Flow
@@ -30,7 +33,7 @@ from pikfix.client import (
     TlsError,
     WrongServerError,
 )
-from pikfix.photos import read_picture_file
+from pikfix.photos import read_picture_file, sidecar
 
 # After one of these, once the wait for a server has ended, no later photo can fare better.
 _HOPELESS = (
@@ -58,6 +61,7 @@ class Outcome:
         seconds: from reading the photo to the written result.
         report: the server's report on a restored photo.
         error: why it failed.
+        sidecar: the file beside the result that says how it was made, if there is one.
     """
 
     job: Job
@@ -65,6 +69,7 @@ class Outcome:
     seconds: float = 0.0
     report: Report | None = None
     error: Exception | None = None
+    sidecar: Path | None = None
 
     @property
     def problem(self) -> str:
@@ -85,6 +90,7 @@ class Outcome:
         return {
             "photo": str(self.job.photo),
             "output": str(self.job.output) if self.status in _WITH_RESULT else None,
+            "sidecar": None if self.sidecar is None else str(self.sidecar),
             "status": self.status,
             "seconds": round(self.seconds, 3),
             "report": None if self.report is None else self.report.to_dict(),
@@ -92,7 +98,23 @@ class Outcome:
         }
 
 
-class LibraryReference(bytes):
+class FileReference(bytes):
+    """An encoded reference that was read from a file.
+
+    Attributes:
+        name: the file's, without folders.
+    """
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str) -> FileReference:
+        """Keep a file's bytes with its name."""
+        reference = super().__new__(cls, data)
+        reference.name = name
+        return reference
+
+
+class LibraryReference(FileReference):
     """An encoded reference that was chosen from a library of this machine.
 
     Attributes:
@@ -100,13 +122,13 @@ class LibraryReference(bytes):
         score: how well it suits the photo.
     """
 
-    name: str
     score: float
 
     def __new__(cls, data: bytes, name: str, score: float) -> LibraryReference:
         """Keep a file's bytes with what the library says about it."""
-        reference = super().__new__(cls, data)
-        reference.name, reference.score = name, score
+        reference = super().__new__(cls, data, name)
+        assert isinstance(reference, LibraryReference)
+        reference.score = score
         return reference
 
 
@@ -146,6 +168,7 @@ class Settings:
         in_flight: photos at a time, at most.
         overwrite: replace results that exist.
         reconnect_timeout: seconds to wait for a server that went away.
+        sidecars: write beside each result how it was made.
     """
 
     references: References
@@ -157,6 +180,17 @@ class Settings:
     in_flight: int = 2
     overwrite: bool = False
     reconnect_timeout: float = 0.0
+    sidecars: bool = True
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What every photo is asked to become, as the client's `restore` takes it."""
+        return {
+            "color": self.color,
+            "force_color": self.force_color,
+            "force_photo": self.force_photo,
+            "quality": self.quality,
+        }
 
 
 @dataclass
@@ -262,7 +296,10 @@ class Run:
             return Outcome(job, "failed", time.monotonic() - start, error=error)
         # A page of text or a drawing comes back as it was, which is no restored photo.
         status = "restored" if restored.report.restored else "left"
-        return Outcome(job, status, time.monotonic() - start, report=restored.report)
+        beside = sidecar.path_beside(job.output) if self.settings.sidecars else None
+        return Outcome(
+            job, status, time.monotonic() - start, report=restored.report, sidecar=beside
+        )
 
     async def _restore(self, job: Job, flow: Flow) -> RestoredPhoto:
         settings = self.settings
@@ -275,17 +312,17 @@ class Run:
             return await flow.client.restore(
                 photo,
                 list(references),
-                color=settings.color,
-                force_color=settings.force_color,
-                force_photo=settings.force_photo,
                 format=cast(PictureFormat, job.format),
-                quality=settings.quality,
                 timeout=settings.timeout,
+                **settings.wishes,
             )
 
         restored = await flow.send(send)
         restored = _with_names(restored, references)
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write, job, restored))
+        beside: bytes | None = None
+        if settings.sidecars:
+            beside = await asyncio.to_thread(self._sidecar, job, photo, references, restored)
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, job, restored, beside))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -293,11 +330,37 @@ class Run:
             await writing
         return restored
 
-    def _write(self, job: Job, restored: RestoredPhoto) -> None:
+    def _sidecar(
+        self, job: Job, photo: bytes, references: Sequence[bytes], restored: RestoredPhoto
+    ) -> bytes:
+        # Where the server took other references than were sent, it alone knows which.
+        sent = references if len(references) == len(restored.report.references) else ()
+        return sidecar.compose(
+            sidecar.File(job.photo.name, photo),
+            sidecar.File(job.output.name, restored.data),
+            [
+                sidecar.File(one.name, one) if isinstance(one, FileReference) else None
+                for one in sent
+            ],
+            report=restored.report.to_dict(),
+            options=self.settings.wishes | {"format": job.format},
+            when=datetime.datetime.now().astimezone(),
+        )
+
+    def _write(self, job: Job, restored: RestoredPhoto, beside: bytes | None) -> None:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         if not self.settings.overwrite and job.output.exists():
             raise CommandError(f"{job.output} appeared meanwhile and is left as it is")
-        restored.save(job.output)
+        place = sidecar.path_beside(job.output)
+        ours = sidecar.is_one(place)
+        if beside is not None and os.path.lexists(place) and not ours:
+            raise CommandError(
+                f"{place}, where the result's sidecar belongs, is another file; move it, or give"
+                " --no-sidecar"
+            )
+        restored.save(job.output, sidecar=beside)
+        if beside is None and ours:
+            place.unlink()  # of the result that was replaced
 
 
 def _is_hopeless(error: Exception | None) -> bool:

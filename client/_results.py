@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from pikfix.client._errors import InvalidOptionsError, InvalidResponseError
-from pikfix.photos import write_atomically
+from pikfix.photos import write_together
+from pikfix.photos.sidecar import path_beside
 
 SUFFIX_FORMATS: Mapping[str, str] = {
     ".jpg": "jpeg",
@@ -67,12 +68,14 @@ class ReferenceUse:
         name: its name in the library; None for one that was sent.
         score: how well it suits the photo, as the library ranked it.
         share: its share of the correlation mass, in [0, 1].
+        sha256: of its file, in hexadecimal; None of a server that does not say.
     """
 
     source: str
     name: str | None
     score: float | None
     share: float | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Report:
         seconds: time spent in the steps.
         model_version: version of the exported networks.
         warnings: what the caller should know, such as why the photo was left grey.
+        model_sha256: of the networks' checkpoint, in hexadecimal; None where the server does not
+            know.
+        digital_source_type: what the result's XMP packet says of its origin, a term of IPTC's
+            vocabulary; None where it says nothing, as for what was left as it is.
     """
 
     photo: PhotoInfo
@@ -107,6 +114,8 @@ class Report:
     seconds: StepSeconds
     model_version: str
     warnings: tuple[str, ...]
+    model_sha256: str | None = None
+    digital_source_type: str | None = None
 
     @property
     def restored(self) -> bool:
@@ -151,9 +160,10 @@ class Report:
             references=tuple(
                 ReferenceUse(
                     source=str(one["source"]),
-                    name=None if one.get("name") is None else str(one["name"]),
+                    name=_text_or_none(one.get("name")),
                     score=_number_or_none(one.get("score")),
                     share=_number_or_none(one.get("share")),
+                    sha256=_text_or_none(one.get("sha256")),
                 )
                 for one in values["references"]
             ),
@@ -166,6 +176,8 @@ class Report:
             ),
             model_version=str(values["model_version"]),
             warnings=tuple(str(one) for one in values["warnings"]),
+            model_sha256=_text_or_none(values.get("model_sha256")),
+            digital_source_type=_text_or_none(values.get("digital_source_type")),
         )
 
 
@@ -186,6 +198,10 @@ def _rectangle_or_none(value: Any) -> tuple[int, int, int, int] | None:
         return None
     top, left, bottom, right = map(_whole, value)
     return top, left, bottom, right
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _number_or_none(value: Any) -> float | None:
@@ -218,8 +234,13 @@ class RestoredPhoto:
             raise InvalidResponseError(f"cannot decode the result: {cause}") from cause
         return image
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, sidecar: bytes | None = None) -> Path:
         """Write the file as it came; ``path`` gets all of it or stays as it was.
+
+        Args:
+            path: of the result.
+            sidecar: what to write beside it, under the result's name with ``.pikfix.json``; it
+                is there before the result is, so that no result is ever without.
 
         Raises:
             InvalidOptionsError: the suffix names another picture format.
@@ -231,7 +252,8 @@ class RestoredPhoto:
                 f"the result is {self.report.result.format}, and {os.fspath(path)} names "
                 f"{named}; ask restore() for format={named!r}, or choose another suffix"
             )
-        return write_atomically(path, self.data)
+        beside = [] if sidecar is None else [(path_beside(path), sidecar)]
+        return write_together([*beside, (path, self.data)])[-1]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pikfix.photos.files import (
     read_picture_file,
     why_unreadable,
     write_atomically,
+    write_together,
 )
 from pikfix.photos.padding import (
     DEFAULT_BUCKET_SIDES,
@@ -60,4 +61,5 @@ __all__ = [
     "tint_of",
     "why_unreadable",
     "write_atomically",
+    "write_together",
 ]

@@ -37,12 +37,17 @@ def settings_of(
     return {"xmp": xmp} if xmp else {}, lost
 
 
+def holds_xmp(name: str, xmp: bytes) -> bool:
+    """Whether a format has room for an XMP packet."""
+    return name != "jpeg" or len(xmp) + _XMP_OVERHEAD <= _JPEG_SEGMENT
+
+
 def jpeg_settings(xmp: bytes, iptc: bytes, texts: Texts) -> tuple[dict[str, Any], list[str]]:
     """Return Pillow's settings for JPEG, and warnings of what is too long for its segments."""
     settings: dict[str, Any] = {}
     warnings = []
     extra = b""
-    if len(xmp) + _XMP_OVERHEAD > _JPEG_SEGMENT:
+    if not holds_xmp("jpeg", xmp):
         warnings.append("the XMP packet is too long for JPEG and was dropped")
     elif xmp:
         settings["xmp"] = xmp

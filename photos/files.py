@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,18 +108,37 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    target = Path(path)
-    temporary = target.with_name(f".pikfix-{secrets.token_hex(8)}.part")
+    return write_together([(path, data)])[0]
+
+
+def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> list[Path]:
+    """Write several files, each as :func:`write_atomically`, and none where one has no room.
+
+    They appear in the order given, once all of them are on the disk. Where one cannot appear all
+    the same, as its name is that of a folder, those before it that were new go again.
+
+    Raises:
+        OSError: as there.
+    """
+    targets = [Path(path) for path, _ in files]
+    temporaries: list[Path] = []
+    new: list[Path] = []
     try:
-        # Exclusive creation with the mode of any other new file; tempfile would make it
-        # readable for its owner alone.
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        for target, (_, data) in zip(targets, files, strict=True):
+            temporaries.append(target.with_name(f".pikfix-{secrets.token_hex(8)}.part"))
+            # Exclusive creation with the mode of any other new file; tempfile would make it
+            # readable for its owner alone.
+            with temporaries[-1].open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, temporary in zip(targets, temporaries, strict=True):
+            existed = os.path.lexists(target)
+            temporary.replace(target)
+            new += [] if existed else [target]
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for leftover in [*temporaries, *new]:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         raise
-    return target
+    return targets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -155,12 +156,14 @@ class Reference:
         source: "request", or "library" where the server chose it.
         name: its name in the library.
         score: how well it suits the photo, as the library judges.
+        sha256: of its file, in hexadecimal.
     """
 
     pixels: npt.NDArray[Any]
     source: str = "request"
     name: str | None = None
     score: float | None = None
+    sha256: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -169,7 +172,13 @@ class Reference:
 
     def report(self) -> dict[str, Any]:
         """Return its entry in the report; its share of the matches is not known before them."""
-        return {"source": self.source, "name": self.name, "score": self.score, "share": None}
+        return {
+            "source": self.source,
+            "name": self.name,
+            "score": self.score,
+            "share": None,
+            "sha256": self.sha256,
+        }
 
 
 def decode_references(
@@ -198,7 +207,7 @@ def decode_references(
             photo = decode_photo(file, max_pixels, shrink_to=2 * side)
         except PhotoError as error:
             raise PhotoError("bad_reference", f"reference {number}: {error}") from error
-        references.append(Reference(_shallow(photo)))
+        references.append(Reference(_shallow(photo), sha256=hashlib.sha256(file).hexdigest()))
     return references
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,21 +14,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pikfix.photos import PhotoError
+from pikfix.photos import PhotoError, read_picture_file
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.references.errors import LibraryError
 from pikfix.references.library import CANDIDATES, DEFAULT_COUNT, Library, Match, suitable
-from pikfix.references.pictures import read_pixels, reduce_picture
+from pikfix.references.pictures import decode_pixels, reduce_picture
 
 DEFAULT_CACHE = 16
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A reference with its pixels, [H, W] or [H, W, 3] uint8."""
+    """A reference with its pixels, [H, W] or [H, W, 3] uint8, and the SHA-256 of its file."""
 
     match: Match
     pixels: npt.NDArray[np.uint8]
+    sha256: str
 
 
 class PictureCache:
@@ -44,14 +46,15 @@ class PictureCache:
     ) -> None:
         self._side, self._bound = side, bound
         self._on_lookup = on_lookup or (lambda hit: None)
-        self._kept: OrderedDict[tuple[str, int, int], npt.NDArray[np.uint8]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, int], tuple[npt.NDArray[np.uint8], str]]
+        self._kept = OrderedDict()
 
     def __len__(self) -> int:
         """Number of pictures kept."""
         return len(self._kept)
 
-    def read(self, path: Path) -> npt.NDArray[np.uint8]:
-        """Pixels of a picture file.
+    def read(self, path: Path) -> tuple[npt.NDArray[np.uint8], str]:
+        """Pixels and SHA-256 of a picture file.
 
         Raises:
             PhotoError: it is no picture any more.
@@ -64,17 +67,18 @@ class PictureCache:
         if hit:
             self._kept.move_to_end(key)
             return self._kept[key]
-        pixels = read_pixels(path, shrink_to=2 * self._side)
+        data = read_picture_file(path)
+        pixels = decode_pixels(data, shrink_to=2 * self._side)
         height, width = pixels.shape[:2]
         scale = 2 * self._side / max(height, width)
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
             pixels = np.asarray(image)
-        self._kept[key] = pixels
+        entry = self._kept[key] = pixels, hashlib.sha256(data).hexdigest()
         while len(self._kept) > self._bound:
             self._kept.popitem(last=False)
-        return pixels
+        return entry
 
 
 class LibraryChooser:
@@ -132,7 +136,7 @@ class LibraryChooser:
         chosen: list[Chosen] = []
         for match in wanted:
             try:
-                chosen.append(Chosen(match, self._pictures.read(match.path)))
+                chosen.append(Chosen(match, *self._pictures.read(match.path)))
             except (PhotoError, OSError):
                 continue  # changed since the library was built: the next one takes its place
             if len(chosen) == self._count:

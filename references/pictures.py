@@ -88,7 +88,16 @@ def read_pixels(path: Path, shrink_to: int = 2 * SIDE) -> npt.NDArray[np.uint8]:
         PhotoError: it is no picture, or a damaged one.
         OSError: it cannot be read.
     """
-    pixels = decode_photo(read_picture_file(path), shrink_to=shrink_to).pixels
+    return decode_pixels(read_picture_file(path), shrink_to)
+
+
+def decode_pixels(data: bytes, shrink_to: int = 2 * SIDE) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a picture file, as :func:`read_pixels` does.
+
+    Raises:
+        PhotoError: it is no picture, or a damaged one.
+    """
+    pixels = decode_photo(data, shrink_to=shrink_to).pixels
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * 255.0).astype(np.uint8)
     return pixels

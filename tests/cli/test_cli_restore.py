@@ -20,7 +20,11 @@ from PIL.PngImagePlugin import PngInfo
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The pictures in a folder; sidecars, see test_cli_provenance.py, are left out."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(
+        str(path.relative_to(folder)) for path in files if not path.name.endswith(".pikfix.json")
+    )
 
 
 PIKFIX = Path(sys.executable).with_name("pikfix")

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import subprocess
@@ -58,7 +59,13 @@ def test_outputs(step, text, save, photo, reference):
     assert notes["size"] == [100, 140]
     assert notes["colorize"] is True
     assert notes["references"] == [
-        {"source": "request", "name": None, "score": None, "share": None}
+        {
+            "source": "request",
+            "name": None,
+            "score": None,
+            "share": None,
+            "sha256": hashlib.sha256(save(reference, "JPEG")).hexdigest(),
+        }
     ]
     assert notes["photo"] == {
         "width": 140, "height": 100, "format": "png", "mode": "L", "bit_depth": 8,
@@ -144,7 +151,7 @@ def test_a_library_is_asked_where_no_reference_is_sent(step, text, save, photo, 
     chosen, given = step.run({"photo": text([save(photo)])}, sent)
     assert asked == [((100, 140), False)]
     assert notes_of(chosen)["references"] == [
-        {"source": "library", "name": "coffee.jpg", "score": 0.7, "share": None}
+        {"source": "library", "name": "coffee.jpg", "score": 0.7, "share": None, "sha256": None}
     ]
     assert chosen["reference_lab"].shape == (1, 1, 3, 96, 128)
     assert notes_of(given)["references"][0]["source"] == "request"

@@ -1,5 +1,6 @@
 """encode_photo on its own, and behind decode_photo with networks that change nothing."""
 
+import hashlib
 import io
 import json
 import time
@@ -8,11 +9,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from skimage import color as sk
 from skimage import data
 
-from pikfix.photos import lab_planes
+from pikfix.photos import lab_planes, provenance
 
 BOUND = 0.3  # of L, see pikfix.photos.color.compose
 
@@ -91,10 +92,20 @@ def test_report(steps, text, save, reference):
             "rectangle": None,
         },
         "result": {"width": 120, "height": 90, "format": "png"},
-        "references": [{"source": "request", "name": None, "score": None, "share": None}],
+        "references": [
+            {
+                "source": "request",
+                "name": None,
+                "score": None,
+                "share": None,
+                "sha256": hashlib.sha256(save(reference)).hexdigest(),
+            }
+        ],
         "colorized": True,
         "mean_confidence": 0.5,
         "model_version": "unknown",
+        "model_sha256": None,
+        "digital_source_type": provenance.COMPOSITE,
         "warnings": ["the photo's own colours were not used: only its luminance is restored"],
     }
     assert list(seconds) == ["decode_photo", "networks", "encode_photo"]
@@ -284,3 +295,41 @@ def test_report_names_the_exported_checkpoint(load, tmp_path):
     checkpoint = {"preset": "compact", "sha256": "1f0c5e7a99"}
     (tmp_path / "manifest.json").write_text(json.dumps({"checkpoint": checkpoint}))
     assert load("encode_photo", repository=tmp_path).model.model_version == "compact-1f0c5e7a"
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("colorized", [False, True])
+def test_results_say_what_a_machine_did(steps, text, save, reference, name, colorized):
+    photo = save(np.ascontiguousarray(data.camera()[:60, :80]))
+    options = json.dumps({"format": name, "color": colorized}).encode()
+    image, report = through(steps, text, photo, save(reference), options=options)
+    file = io.BytesIO()
+    image.save(file, "PNG")  # to be sure that it is a picture
+    expected = provenance.COMPOSITE if colorized else provenance.ENHANCED
+    assert report["digital_source_type"] == expected
+    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or image.tag_v2[700]
+    packet = packet.encode() if isinstance(packet, str) else packet
+    assert provenance.source_type_of(packet) == expected
+    (event,) = provenance.history_of(packet)
+    assert event.what.startswith("restored")
+    assert ("colorized" in event.what) == colorized
+
+
+def test_what_was_done_is_said_also_where_there_is_no_room_for_the_rest(steps, text):
+    pixels = Image.fromarray(np.ascontiguousarray(data.camera()[:60, :80]))
+    about = PngImagePlugin.PngInfo()
+    body = "".join(f"<x:a{i}>{'b' * 1000}</x:a{i}>" for i in range(70))
+    about.add_itxt(
+        "XML:com.adobe.xmp",
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF'
+        ' xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="">'
+        f"{body}</rdf:Description></rdf:RDF></x:xmpmeta>",
+    )
+    file = io.BytesIO()
+    pixels.save(file, "PNG", pnginfo=about)
+    image, report = through(steps, text, file.getvalue(), options=b'{"format": "jpeg"}')
+    assert "the XMP packet is too long for JPEG and was dropped" in report["warnings"]
+    assert provenance.source_type_of(image.info["xmp"]) == provenance.ENHANCED
+    image, report = through(steps, text, file.getvalue(), options=b'{"format": "png"}')
+    assert len(image.info["XML:com.adobe.xmp"]) > 70_000
+    assert not any("XMP" in warning for warning in report["warnings"])

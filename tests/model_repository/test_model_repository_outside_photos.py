@@ -96,6 +96,7 @@ def test_graphic_comes_back_as_it_was(restore, picture):
     assert report["photo"]["content"] == "graphic"
     assert report["colorized"] is False
     assert report["references"] == []
+    assert report["digital_source_type"] is None  # nothing was done to it
     assert report["warnings"] == [
         'looks like text or a drawing: left as it is; send {"force_photo": true} (--force-photo) '
         "to restore it all the same"

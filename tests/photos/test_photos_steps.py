@@ -164,11 +164,11 @@ def test_references_without_a_common_number_are_refused():
 
 def test_notes_survive_the_way_through_the_networks():
     photo = photo_of(np.zeros((3, 4), np.uint8), exif=b"Exif\0\0\xff\xfe", dpi=(300.0, 150.5))
-    reference = steps.Reference(np.zeros((2, 2, 3), np.uint8), "library", "farm.jpg", 0.8)
+    reference = steps.Reference(np.zeros((2, 2, 3), np.uint8), "library", "farm.jpg", 0.8, "00ff")
     notes = steps.take_notes(photo, steps.Options(quality=80), [reference], library=True)
     assert steps.PhotoNotes.from_json(notes.to_json()) == notes
     assert notes.references == [
-        {"source": "library", "name": "farm.jpg", "score": 0.8, "share": None}
+        {"source": "library", "name": "farm.jpg", "score": 0.8, "share": None, "sha256": "00ff"}
     ]
     assert (notes.size, notes.format, notes.quality, notes.colorize) == ((3, 4), "jpeg", 80, True)
 

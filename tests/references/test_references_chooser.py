@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -80,7 +81,9 @@ def test_cache_keeps_the_last_used_and_sees_changes(built, tmp_path, samples):
         paths.append(tmp_path / name)
         shutil.copy(built[1] / name, tmp_path / name)
     one, two, three = paths
-    assert cache.read(one).shape == (100, 100, 3)
+    pixels, sha256 = cache.read(one)
+    assert pixels.shape == (100, 100, 3)
+    assert sha256 == hashlib.sha256(one.read_bytes()).hexdigest()
     assert cache.read(two) is cache.read(two)
     cache.read(one)
     cache.read(three)  # drops two

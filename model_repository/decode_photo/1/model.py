@@ -258,7 +258,9 @@ class TritonPythonModel:
         def references(photo: Photo, options: Options) -> tuple[list[Reference], str | None]:
             chosen, rejection_reason = choose(photo.pixels, force=options.force_color)
             found = [
-                Reference(one.pixels, "library", one.match.name, round(one.match.score, 4))
+                Reference(
+                    one.pixels, "library", one.match.name, round(one.match.score, 4), one.sha256
+                )
                 for one in chosen
             ]
             return found, rejection_reason

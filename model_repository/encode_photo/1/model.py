@@ -9,13 +9,15 @@ Inputs, with a batch dimension B:
 Outputs:
     result  BYTES [B, 1]   encoded pictures of the photos' own sizes
     report  BYTES [B, 1]   JSON objects
-The report names the networks by the manifest that export writes into the repository.
+The report names the networks by the manifest that export writes into the repository. What was done
+to a photo is entered into its XMP packet, see pikfix.photos.provenance.
 
 A request that fails answers ``[encode_photo] code: message``; others of its batch go on.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import time
@@ -33,7 +35,9 @@ from pikfix.photos import (
     crop,
     encode_photo,
     grey_from_luminance,
+    provenance,
 )
+from pikfix.photos.attach import holds_xmp
 from pikfix.photos.encode import holds_deep
 from pikfix.photos.in_flight import InFlight
 from pikfix.photos.memory import KeptMemory
@@ -51,7 +55,7 @@ class TritonPythonModel:
         """Read which networks the repository holds."""
         self._memory = KeptMemory()
         self._in_flight = InFlight.of_this_server()
-        self.model_version = _model_version(Path(args["model_repository"]).parent)
+        self.model_version, self.model_sha256 = _model(Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
@@ -128,7 +132,7 @@ class TritonPythonModel:
         if kept is not None and kept.place is None:
             colour = kept.colour
             pixels = kept.pixels(deep=notes.deep and holds_deep(notes.format, grey=not colour))
-            return self._file(pixels, notes, None)
+            return self._file(pixels, notes, None, changed=False)
         light = crop(padded_l, notes.size)
         deep = notes.deep and holds_deep(notes.format, grey=not notes.colorize)
         confidence = None
@@ -140,15 +144,21 @@ class TritonPythonModel:
         return self._file(pixels if kept is None else kept.around(pixels), notes, confidence)
 
     def _file(
-        self, pixels: npt.NDArray[Any], notes: PhotoNotes, confidence: float | None
+        self,
+        pixels: npt.NDArray[Any],
+        notes: PhotoNotes,
+        confidence: float | None,
+        *,
+        changed: bool = True,
     ) -> tuple[bytes, dict[str, Any]]:
+        xmp, unread = self._marked(notes) if changed else (notes.xmp, [])
         result, warnings = encode_photo(
             pixels,
             notes.format,
             quality=notes.quality,
             exif=notes.exif,
             dpi=notes.dpi,
-            xmp=notes.xmp,
+            xmp=xmp,
             iptc=notes.iptc,
             texts=notes.texts,
         )
@@ -163,17 +173,33 @@ class TritonPythonModel:
             "colorized": notes.colorize,
             "mean_confidence": confidence,
             "model_version": self.model_version,
-            "warnings": [*notes.warnings, *warnings],
+            "model_sha256": self.model_sha256,
+            "digital_source_type": provenance.source_type_of(xmp),
+            "warnings": [*notes.warnings, *unread, *warnings],
         }
 
+    def _marked(self, notes: PhotoNotes) -> tuple[bytes, list[str]]:
+        """The XMP packet with what was done, and warnings of what was lost for it."""
+        change = provenance.change_of(
+            colorized=notes.colorize,
+            model=self.model_version,
+            when=datetime.datetime.now(datetime.timezone.utc),
+        )
+        xmp, warnings = provenance.marked(notes.xmp, change)
+        if not holds_xmp(notes.format, xmp):
+            # What a machine did has to be said also where there is no room for the rest.
+            xmp, _ = provenance.marked(b"", change)
+            warnings.append("the XMP packet is too long for JPEG and was dropped")
+        return xmp, warnings
 
-def _model_version(repository: Path) -> str:
-    """Preset and hash of the exported checkpoint, such as "compact-1f0c5e7a"."""
+
+def _model(repository: Path) -> tuple[str, str | None]:
+    """A name for the exported checkpoint, such as "compact-1f0c5e7a", and its SHA-256."""
     try:
         checkpoint = json.loads((repository / "manifest.json").read_text())["checkpoint"]
-        return f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}"
-    except (OSError, ValueError, KeyError):
-        return "unknown"
+        return f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}", checkpoint["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown", None
 
 
 def _enter_shares(references: list[dict[str, Any]], shares: npt.NDArray[Any]) -> None:
