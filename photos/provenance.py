@@ -41,13 +41,14 @@ class Change:
     Attributes:
         source_type: :data:`ENHANCED` or :data:`COMPOSITE`.
         agent: the software, with its version.
-        when: date and time, with a time zone.
+        day: when. Without the time: equal photos give equal files all day, so that a result can be
+            compared with another, and the sidecar has the second.
         what: in words.
     """
 
     source_type: str
     agent: str
-    when: datetime.datetime
+    day: datetime.date
     what: str
 
 
@@ -69,18 +70,18 @@ def software() -> str:
         return "pikfix"
 
 
-def change_of(*, colorized: bool, model: str, when: datetime.datetime) -> Change:
+def change_of(*, colorized: bool, model: str, day: datetime.date) -> Change:
     """Describe what was done to a photo that was restored, and colorized or not.
 
     Args:
         colorized: whether it got colours.
         model: version of the networks.
-        when: date and time, with a time zone.
+        day: when.
     """
     return Change(
         source_type=COMPOSITE if colorized else ENHANCED,
         agent=f"{software()} ({model})",
-        when=when,
+        day=day,
         what="restored and colorized by trained networks"
         if colorized
         else "restored by trained networks",
@@ -153,7 +154,7 @@ def _enter(document: minidom.Document, change: Change) -> None:
     about = next((one.getAttributeNS(_RDF, "about") for one in _described(root)), "")
     block.setAttributeNS(_RDF, f"{attribute}about", about)
     kinds = (_stated(root), change.source_type)
-    when = change.when.isoformat(timespec="seconds")
+    when = change.day.isoformat()
     for uri, prefix, name, value in (
         (_IPTC, "Iptc4xmpExt", "DigitalSourceType", max(kinds, key=lambda one: _MORE.get(one, -1))),
         (_BASIC, "xmp", "ModifyDate", when),

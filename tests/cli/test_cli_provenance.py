@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -133,7 +134,7 @@ def result(tmp_path):
     change = provenance.change_of(
         colorized=True,
         model="compact-1",
-        when=provenance.datetime.datetime.fromtimestamp(0, provenance.datetime.timezone.utc),
+        day=datetime.date(1970, 1, 1),
     )
     about = PngImagePlugin.PngInfo()
     about.add_itxt("XML:com.adobe.xmp", provenance.marked(b"", change)[0].decode())
@@ -156,7 +157,7 @@ def result(tmp_path):
         [],
         report=report,
         options={"color": True},
-        when=change.when,
+        when=datetime.datetime.fromtimestamp(0, datetime.timezone.utc),
     )
     sidecar.path_beside(path).write_bytes(made)
     return path
@@ -173,9 +174,7 @@ def test_inspect_tells_a_person(pikfix, result):
             f"source {provenance.COMPOSITE} (a photo with parts that a trained network made up)"
             in lines
         )
-        assert any(
-            line.startswith("history 1970-01-01T00:00:00+00:00 edited by ") for line in lines
-        )
+        assert any(line.startswith("history 1970-01-01 edited by ") for line in lines)
         assert f"photo scan.tif, sha256 {hashlib.sha256(b'scan').hexdigest()}" in lines
         assert "reference farm.jpg, share 25.0 %, score 0.8, sha256 not known" in lines
         assert "redrawn 1.23 % of the pixels" in lines

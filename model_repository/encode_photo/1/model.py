@@ -183,7 +183,7 @@ class TritonPythonModel:
         change = provenance.change_of(
             colorized=notes.colorize,
             model=self.model_version,
-            when=datetime.datetime.now(datetime.timezone.utc),
+            day=datetime.datetime.now(datetime.timezone.utc).date(),
         )
         xmp, warnings = provenance.marked(notes.xmp, change)
         if not holds_xmp(notes.format, xmp):
