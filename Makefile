@@ -12,7 +12,7 @@ REPOSITORY ?= model_repository
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := cli client evaluation export gateway inference kernels networks photos protocol references serving \
+PACKAGES := batch cli client evaluation export gateway inference kernels networks photos protocol references serving \
 	systems training
 CODE := $(PACKAGES) model_repository examples benchmarks tests
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
+from pikfix.cli.options import parameters_of, spliced
 from pikfix.cli.problems import UsageError
 from pikfix.client import AsyncPikFixClient, Retry, Tls
 from pikfix.client import _environment as environment
@@ -46,20 +45,7 @@ class Connection:
 
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a connection, in place of its parameter ``connection``."""
-
-    @functools.wraps(command)
-    def wrapped(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in _options}
-        command(**values, connection=_connection(**chosen))
-
-    _options = dict(inspect.signature(_connection, eval_str=True).parameters)
-    own = inspect.signature(command, eval_str=True).parameters
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in own.items():
-        parameters += _options.values() if name == "connection" else [parameter]
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
-    return wrapped
+    return spliced(command, "connection", parameters_of(_connection), _connection)
 
 
 def _connection(

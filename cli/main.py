@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "serve": ("pikfix.cli.serve", "Run the server."),
         "restore": ("pikfix.cli.restore", "Restore and colorize photos."),
+        "batch": ("pikfix.cli.batch", "Restore many photos in parts, with receipts."),
         "web": ("pikfix.cli.web", "Serve REST and a page to restore photos in a browser."),
         "export": ("pikfix.cli.export", "Fill a model repository from a checkpoint."),
         "train": ("pikfix.cli.train", "Train the networks on a folder of colour photos."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import sys
 import time
@@ -14,13 +15,26 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from pikfix.cli.problems import printable
 from pikfix.cli.runner import Outcome
+
+_TOLD_EVERY_S = 60.0
+
+
+class _Rate(ProgressColumn):
+    """Photos a second, as of late."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class Reporter:
@@ -29,10 +43,14 @@ class Reporter:
     Args:
         total: number of photos.
         as_json: one JSON object per photo instead of a line per result.
+        brief: say nothing of results; where stderr is no terminal, how far it is once a minute.
     """
 
-    def __init__(self, total: int, *, as_json: bool) -> None:
+    def __init__(self, total: int, *, as_json: bool, brief: bool = False) -> None:
         self._as_json = as_json
+        self._brief = brief
+        self._total = total
+        self._told = time.monotonic()
         self._start = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
@@ -45,6 +63,7 @@ class Reporter:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                _Rate(),
                 console=Console(stderr=True),
                 # stdout may be a pipe, and stays what it is.
                 redirect_stdout=False,
@@ -104,14 +123,26 @@ class Reporter:
                 self._warn(outcome, warning)
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
+        elif self._brief and time.monotonic() - self._told >= _TOLD_EVERY_S:
+            self._tell_how_far()
         if self.unheard:
             if outcome.status == "unfinished":
                 self.complain(f"{outcome.job.photo}: not restored")
         elif self._as_json:
             self._say(json.dumps(outcome.to_dict()))
-        elif outcome.status in ("restored", "left"):
+        elif outcome.status in ("restored", "left") and not self._brief:
             how = " (left as it is)" if outcome.status == "left" else ""
             self._say(printable(f"{outcome.job.photo} -> {outcome.job.output}{how}"))
+
+    def _tell_how_far(self) -> None:
+        self._told = time.monotonic()
+        done = sum(self._counts.values())
+        rate = done / (self._told - self._start)
+        left = (self._total - done) / rate
+        self.complain(
+            f"{done} of {self._total}, {self._counts['failed']} failed, {rate:.2f}/s, "
+            f"{datetime.timedelta(seconds=round(left))} left"
+        )
 
     def _warn(self, outcome: Outcome, warning: str) -> None:
         # The same words for every photo of a folder are said once, and counted.

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pikfix.batch.manifest import result_name
 from pikfix.cli.problems import UsageError, printable
 from pikfix.client._results import SUFFIX_FORMATS
 from pikfix.photos import why_unreadable
 from pikfix.photos.recognize import suffixes
 from pikfix.photos.search import describe_left_out, find_pictures
-
-_SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif", "webp": ".webp"}
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,8 @@ def _into_folder(photos: Sequence[Path], out: Path, format: str | None) -> Plan:
 
 
 def _job(photo: Path, out: Path, relative: Path, format: str | None) -> Job:
-    own = SUFFIX_FORMATS.get(photo.suffix.lower())
-    chosen = format or own or "png"
-    if own != chosen:
-        # After the whole name: scan.bmp and scan.png, or scan.tif, must not become one file, and
-        # where a result goes must not depend on what else is in the folder today.
-        relative = relative.with_name(relative.name + _SUFFIX_OF[chosen])
-    return Job(photo, out / relative, chosen)
+    name, chosen = result_name(relative.name, format)
+    return Job(photo, out / relative.with_name(name), chosen)
 
 
 def _real(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -156,13 +156,11 @@ def command(
     or a server that is being restarted is waited for. If nobody reads the output any more (as
     after | head), the run stops, names on stderr what was not restored, and exits with 141.
     """
-    for one, other, both in (
-        ("--overwrite", "--skip-existing", overwrite and skip_existing),
-        ("--library", "--reference", library is not None and reference),
-        ("--force-color", "--no-color", force_color and not color),
-    ):
-        if both:
-            raise UsageError(f"{one} and {other} exclude each other")
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other")
+    refuse_contradictions(
+        reference=reference, library=library, color=color, force_color=force_color
+    )
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
@@ -173,7 +171,82 @@ def command(
             "done; give --overwrite, --skip-existing or another place with -o"
         )
     _refuse_nothing(plan, photos)
-    settings = Settings(
+    settings = settings_of(
+        connection,
+        reference=reference,
+        library=library,
+        library_references=library_references,
+        color=color,
+        force_color=force_color,
+        force_photo=force_photo,
+        quality=quality,
+        jobs=jobs,
+        timeout=timeout,
+        overwrite=overwrite,
+        write_sidecar=write_sidecar,
+    )
+    client = connection.client()
+    _check_place(plan, out)
+    with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
+        run = Run(settings, reporter, reporter.complain)
+        skipped = set(existing) if skip_existing else set()
+        todo = [job for job in plan.jobs if job not in skipped]
+        try:
+            _report_known(plan, skipped, reporter, out)
+            if todo:
+                work_through(run, todo, client, model_repository, reporter)
+        except BaseException:
+            # Every photo is accounted for, also where there was no server to send it to.
+            if not run.begun:
+                for job in todo:
+                    with contextlib.suppress(OSError):
+                        reporter(Outcome(job, "unfinished"))
+            raise
+        finally:
+            if isinstance(reporter.unheard, BrokenPipeError):
+                reporter.complain("pikfix: stopped, as nobody reads the output any more")
+            elif reporter.unheard:
+                reporter.complain("pikfix: stopped, as the output cannot be written")
+            reporter.summarize(plan.describe_left_out())
+        if run.fatal_error is not None and reporter.count("unfinished"):
+            reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
+    code = exit_code(run, reporter)
+    if code != SUCCESS:
+        raise typer.Exit(code)
+
+
+def refuse_contradictions(
+    *, reference: Sequence[Path] | None, library: Path | None, color: bool, force_color: bool
+) -> None:
+    """Raise UsageError where options exclude each other."""
+    if library is not None and reference:
+        raise UsageError("--library and --reference exclude each other")
+    if force_color and not color:
+        raise UsageError("--force-color and --no-color exclude each other")
+
+
+def settings_of(
+    connection: Connection,
+    *,
+    reference: Sequence[Path] | None,
+    library: Path | None,
+    library_references: int | None,
+    color: bool,
+    force_color: bool,
+    force_photo: bool,
+    quality: int,
+    jobs: int,
+    timeout: float,
+    overwrite: bool,
+    write_sidecar: bool,
+) -> Settings:
+    """Return what the options ask for.
+
+    Raises:
+        OSError: a reference cannot be read.
+        CommandError: a reference is empty.
+    """
+    return Settings(
         references=_references(
             reference or [],
             library,
@@ -192,34 +265,6 @@ def command(
         reconnect_timeout=_RECONNECT_TIMEOUT,
         sidecars=write_sidecar,
     )
-    client = connection.client()
-    _check_place(plan, out)
-    with Reporter(len(plan.jobs) + len(plan.unreadable), as_json=as_json) as reporter:
-        run = Run(settings, reporter, reporter.complain)
-        skipped = set(existing) if skip_existing else set()
-        todo = [job for job in plan.jobs if job not in skipped]
-        try:
-            _report_known(plan, skipped, reporter, out)
-            if todo:
-                _work(run, todo, client, model_repository, reporter)
-        except BaseException:
-            # Every photo is accounted for, also where there was no server to send it to.
-            if not run.begun:
-                for job in todo:
-                    with contextlib.suppress(OSError):
-                        reporter(Outcome(job, "unfinished"))
-            raise
-        finally:
-            if isinstance(reporter.unheard, BrokenPipeError):
-                reporter.complain("pikfix: stopped, as nobody reads the output any more")
-            elif reporter.unheard:
-                reporter.complain("pikfix: stopped, as the output cannot be written")
-            reporter.summarize(plan.describe_left_out())
-        if run.fatal_error is not None and reporter.count("unfinished"):
-            reporter.complain("pikfix: stopped, as the remaining photos would have failed alike")
-    code = _exit_code(run, reporter)
-    if code != SUCCESS:
-        raise typer.Exit(code)
 
 
 def _refuse_nothing(plan: Plan, photos: Sequence[Path]) -> None:
@@ -232,7 +277,8 @@ def _refuse_nothing(plan: Plan, photos: Sequence[Path]) -> None:
     )
 
 
-def _exit_code(run: Run, reporter: Reporter) -> int:
+def exit_code(run: Run, reporter: Reporter) -> int:
+    """Return what the process ends with after a run."""
     if run.interrupted:
         return INTERRUPTED
     if isinstance(reporter.unheard, BrokenPipeError):
@@ -240,13 +286,20 @@ def _exit_code(run: Run, reporter: Reporter) -> int:
     return FAILURE if reporter.count("failed") or reporter.count("unfinished") else SUCCESS
 
 
-def _work(
+def work_through(
     run: Run,
-    jobs: Sequence[Job],
+    jobs: Collection[Job],
     client: AsyncPikFixClient | None,
     model_repository: Path,
     reporter: Reporter,
 ) -> None:
+    """Restore all photos, on a private server where there is no client.
+
+    Raises:
+        PikFixError: the server does not answer at all.
+        ServingError: the private server cannot be started.
+    """
+
     async def work(ready: AsyncPikFixClient) -> None:
         async with ready:
             # One message instead of one per photo where there is no server.
@@ -286,9 +339,17 @@ def _references(
 
 def _check_place(plan: Plan, out: Path) -> None:
     """Make the folder for the results and see that it can be written to."""
-    folder = out if any(job.output != out for job in plan.jobs) else out.parent
-    if not plan.jobs:
-        return
+    if plan.jobs:
+        make_place(out if any(job.output != out for job in plan.jobs) else out.parent)
+
+
+def make_place(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        OSError: it cannot be made.
+        CommandError: it cannot be written to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CommandError(f"{folder} cannot be written to; give another place with -o")

@@ -7,13 +7,16 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import hashlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from pikfix.batch.receipts import FileFacts
 from pikfix.cli.flow import Flow
 from pikfix.cli.plan import Job
 from pikfix.cli.problems import CommandError, explain, stop_signals
@@ -62,6 +65,8 @@ class Outcome:
         report: the server's report on a restored photo.
         error: why it failed.
         sidecar: the file beside the result that says how it was made, if there is one.
+        photo: facts about the photo's file, where it was read and they are asked for.
+        result: the same about the result's.
     """
 
     job: Job
@@ -70,6 +75,8 @@ class Outcome:
     report: Report | None = None
     error: Exception | None = None
     sidecar: Path | None = None
+    photo: FileFacts | None = None
+    result: FileFacts | None = None
 
     @property
     def problem(self) -> str:
@@ -169,6 +176,7 @@ class Settings:
         overwrite: replace results that exist.
         reconnect_timeout: seconds to wait for a server that went away.
         sidecars: write beside each result how it was made.
+        digests: let outcomes tell facts about the files.
     """
 
     references: References
@@ -181,6 +189,7 @@ class Settings:
     overwrite: bool = False
     reconnect_timeout: float = 0.0
     sidecars: bool = True
+    digests: bool = False
 
     @property
     def wishes(self) -> dict[str, Any]:
@@ -194,6 +203,14 @@ class Settings:
 
 
 @dataclass
+class _Files:
+    """Facts about one photo's files, as they become known."""
+
+    photo: FileFacts | None = None
+    result: FileFacts | None = None
+
+
+@dataclass
 class Run:
     """A run over many photos.
 
@@ -201,6 +218,7 @@ class Run:
         settings: how to restore.
         report: called with every outcome, as it comes.
         notice: called with a line about what the run waits for.
+        begin: called before anything is done about a photo.
         begun: whether `over` was called.
         interrupted: whether a signal ended it.
         fatal_error: the error that ended it early.
@@ -209,25 +227,30 @@ class Run:
     settings: Settings
     report: Callable[[Outcome], None]
     notice: Callable[[str], None] = lambda line: None
+    begin: Callable[[Job], None] = lambda job: None
     begun: bool = False
     interrupted: bool = False
     fatal_error: Exception | None = None
     _stopping: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def over(self, jobs: Sequence[Job], client: AsyncPikFixClient) -> None:
-        """Restore all photos; what was not begun or not finished is reported as such."""
+    async def over(self, jobs: Collection[Job], client: AsyncPikFixClient) -> None:
+        """Restore all photos; what was not begun or not finished is reported as such.
+
+        Jobs are taken when their turn comes, and forgotten when they are done.
+        """
         self.begun = True
         waiting = iter(jobs)
-        done: set[Job] = set()
+        begun: dict[int, Job] = {}
 
         async def work() -> None:
             while not self._stopping:
                 job = next(waiting, None)
                 if job is None:
                     return
+                begun[id(job)] = job
                 outcome = await self._one(job, flow)
-                done.add(job)
+                del begun[id(job)]
                 if _is_hopeless(outcome.error):
                     self.fatal_error = outcome.error
                     self._stop()
@@ -243,9 +266,8 @@ class Run:
         for result in results:
             if isinstance(result, Exception):  # a defect: every other error is an outcome
                 raise result
-        for job in jobs:
-            if job not in done:
-                self._tell(Outcome(job, "unfinished"))
+        for job in itertools.chain(begun.values(), waiting):
+            self._tell(Outcome(job, "unfinished"))
 
     def _tell(self, outcome: Outcome) -> None:
         try:
@@ -290,20 +312,29 @@ class Run:
 
     async def _one(self, job: Job, flow: Flow) -> Outcome:
         start = time.monotonic()
+        files = _Files()
         try:
-            restored = await self._restore(job, flow)
+            self.begin(job)
+            restored = await self._restore(job, flow, files)
         except (PikFixError, OSError, CommandError) as error:
-            return Outcome(job, "failed", time.monotonic() - start, error=error)
+            seconds = time.monotonic() - start
+            return Outcome(job, "failed", seconds, error=error, photo=files.photo)
         # A page of text or a drawing comes back as it was, which is no restored photo.
         status = "restored" if restored.report.restored else "left"
         beside = sidecar.path_beside(job.output) if self.settings.sidecars else None
         return Outcome(
-            job, status, time.monotonic() - start, report=restored.report, sidecar=beside
+            job,
+            status,
+            time.monotonic() - start,
+            restored.report,
+            sidecar=beside,
+            photo=files.photo,
+            result=files.result,
         )
 
-    async def _restore(self, job: Job, flow: Flow) -> RestoredPhoto:
+    async def _restore(self, job: Job, flow: Flow, files: _Files) -> RestoredPhoto:
         settings = self.settings
-        photo = await in_daemon_thread(read_picture_file, job.photo)
+        photo, files.photo = await in_daemon_thread(self._read, job)
         references: Sequence[bytes] = ()
         if settings.color:
             references = await asyncio.to_thread(settings.references, photo)
@@ -319,6 +350,8 @@ class Run:
 
         restored = await flow.send(send)
         restored = _with_names(restored, references)
+        if settings.digests:
+            files.result = await asyncio.to_thread(_facts, restored.data)
         beside: bytes | None = None
         if settings.sidecars:
             beside = await asyncio.to_thread(self._sidecar, job, photo, references, restored)
@@ -329,6 +362,13 @@ class Run:
             # The thread cannot be stopped: let it end, so that what is written is counted.
             await writing
         return restored
+
+    def _read(self, job: Job) -> tuple[bytes, FileFacts | None]:
+        if not self.settings.digests:
+            return read_picture_file(job.photo), None
+        changed = job.photo.stat().st_mtime_ns  # before: a later change makes it stale
+        photo = read_picture_file(job.photo)
+        return photo, _facts(photo)._replace(mtime_ns=changed)
 
     def _sidecar(
         self, job: Job, photo: bytes, references: Sequence[bytes], restored: RestoredPhoto
@@ -361,6 +401,10 @@ class Run:
         restored.save(job.output, sidecar=beside)
         if beside is None and ours:
             place.unlink()  # of the result that was replaced
+
+
+def _facts(data: bytes) -> FileFacts:
+    return FileFacts(len(data), hashlib.sha256(data).hexdigest())
 
 
 def _is_hopeless(error: Exception | None) -> bool:
