@@ -109,6 +109,7 @@ def command(
         in_flight=jobs,
         queue=queue,
         upload_bytes=max_upload * MEBIBYTE,
+        library=library,
         keep_seconds=keep * HOUR,
         timeout=timeout,
     )

@@ -16,11 +16,14 @@ from starlette.responses import Response
 from pikfix.client import AsyncPikFixClient
 from pikfix.gateway.door import Door
 from pikfix.gateway.health import Canary
+from pikfix.gateway.library import Library
 from pikfix.gateway.metrics import Metrics
+from pikfix.gateway.pictures import add_service
 from pikfix.gateway.problems import Problem
 from pikfix.gateway.restorer import Restorer
-from pikfix.gateway.routes import Gateway, add_operations, build
+from pikfix.gateway.routes import add_operations, build
 from pikfix.gateway.settings import Settings
+from pikfix.gateway.shared import Gateway
 from pikfix.gateway.store import Store
 from pikfix.gateway.tokens import Tokens
 
@@ -35,19 +38,23 @@ def create_app(settings: Settings, connect: Callable[[], AsyncPikFixClient]) -> 
         connect: makes the client, in the event loop that will use it.
 
     Raises:
+        LibraryError: the library cannot be used.
         StoreError: another gateway uses the folder.
         TokensError: the file of tokens cannot be used.
         OSError: a file or folder cannot be used.
     """
     tokens = None if settings.tokens is None else Tokens(settings.tokens)
-    gateway = Gateway(settings, Store(settings.folder), Metrics())
+    library = None if settings.library is None else Library(settings.library)
+    gateway = Gateway(settings, Store(settings.folder), Metrics(), library)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
             async with connect() as client:
                 gateway.canary = Canary(client)
-                gateway.restorer = Restorer(client, gateway.store, settings, gateway.metrics)
+                gateway.restorer = Restorer(
+                    client, gateway.store, settings, gateway.metrics, library
+                )
                 await gateway.restorer.start()
                 try:
                     yield
@@ -67,6 +74,7 @@ def create_app(settings: Settings, connect: Callable[[], AsyncPikFixClient]) -> 
     )
     app.include_router(build(gateway))
     add_operations(app, gateway)
+    add_service(app, gateway)
     _add_problems(app)
     app.add_middleware(Door, settings=settings, tokens=tokens, metrics=gateway.metrics)
     if settings.origins:

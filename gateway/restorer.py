@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pikfix.client import (
     RestoredPhoto,
     StepCrashedError,
 )
+from pikfix.gateway.library import Library
 from pikfix.gateway.metrics import Metrics
 from pikfix.gateway.problems import Problem, problem_of
 from pikfix.gateway.settings import Settings
@@ -46,11 +48,18 @@ class Restorer:
         store: where restorations are kept.
         settings: how many at a time, how long.
         metrics: told of everything.
+        library: where references are that are asked for by name.
     """
 
     def __init__(
-        self, client: AsyncPikFixClient, store: Store, settings: Settings, metrics: Metrics
+        self,
+        client: AsyncPikFixClient,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        library: Library | None = None,
     ) -> None:
+        self._library = library
         self._client = client
         self._store = store
         self._settings = settings
@@ -302,10 +311,12 @@ class Restorer:
 
     async def _restore(self, job: Job) -> RestoredPhoto:
         references = [self._store.reference(job, number) for number in range(job.references)]
+        if self._library is not None:
+            references += [await self._library.path_of(name) for name in job.library]
         deaths, pause, away_since = 0, _FIRST_PAUSE_S, 0.0
         while True:
             try:
-                return await self._send(job, references)
+                return _with_names(await self._send(job, references), job)
             except PikFixError as error:
                 now = time.monotonic()
                 away_since = away_since or now
@@ -328,3 +339,16 @@ class Restorer:
             for job in [one for one in self._jobs.values() if self._store.expired(one, keep)]:
                 await self.remove(job)
             await asyncio.sleep(min(_SWEEP_S, max(keep / 2, 0.1)))
+
+
+def _with_names(restored: RestoredPhoto, job: Job) -> RestoredPhoto:
+    """Enter into the report what only this side knows: which pictures of the library were sent."""
+    used = restored.report.references
+    if len(used) != job.references + len(job.library):
+        return restored
+    names = [None] * job.references + list(job.library)
+    named = tuple(
+        use if name is None else replace(use, source="library", name=name)
+        for use, name in zip(used, names, strict=True)
+    )
+    return replace(restored, report=replace(restored.report, references=named))

@@ -7,80 +7,23 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
-from pikfix.gateway.health import Canary
-from pikfix.gateway.metrics import MEDIA_TYPE, Metrics
+from pikfix.gateway.library import no_library
+from pikfix.gateway.metrics import MEDIA_TYPE
 from pikfix.gateway.options import read_options
+from pikfix.gateway.pictures import add_pictures, picture_of
 from pikfix.gateway.problems import Problem
-from pikfix.gateway.restorer import Restorer
-from pikfix.gateway.schema import PICTURES, RestorationView, problems, upload_form, view
-from pikfix.gateway.settings import Settings
-from pikfix.gateway.store import Job, Store
+from pikfix.gateway.schema import PICTURES, RestorationView, problems, upload_form
+from pikfix.gateway.shared import PRIVATE, Gateway
+from pikfix.gateway.store import Job
 from pikfix.gateway.uploads import read_form, save_files, texts
 
 _HEARTBEAT_S = 10.0
 _LONGEST_KEY = 200
-_SUFFIXES = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif", "webp": ".webp"}
-_PRIVATE = {"Cache-Control": "no-store"}
-
-
-class Gateway:
-    """What the routes share; the parts that need a running loop come with it.
-
-    Attributes:
-        settings: limits and places.
-        store: restorations on disk.
-        metrics: what Prometheus may know.
-        restorer: the queue.
-        canary: the server's health.
-    """
-
-    restorer: Restorer
-    canary: Canary
-
-    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
-        self.settings = settings
-        self.store = store
-        self.metrics = metrics
-
-    def view(self, job: Job) -> RestorationView:
-        """How a restoration is now."""
-        return view(job, self.restorer, self.settings.keep_seconds)
-
-
-def result_name(job: Job) -> str:
-    """The file name that a result is saved under."""
-    format = (job.report or {})["result"]["format"]
-    return f"{PurePath(job.name).stem or 'photo'}-restored{_SUFFIXES[format]}"
-
-
-def picture_of(gateway: Gateway, job: Job) -> Response:
-    """The restored picture as an answer.
-
-    Raises:
-        Problem: it failed, or is not done.
-    """
-    if job.state == "failed":
-        raise Problem.from_dict(job.error or {})
-    if job.state != "done" or job.report is None:
-        raise Problem(
-            409,
-            "not_done",
-            "It is not done",
-            f"the restoration is {job.state}: ask again once its state is done",
-            retry_after=gateway.restorer.seconds_left(job) or 1,
-        )
-    return FileResponse(
-        gateway.store.result(job),
-        media_type=PICTURES[job.report["result"]["format"]],
-        filename=result_name(job),
-        headers=_PRIVATE,
-    )
 
 
 def build(gateway: Gateway) -> APIRouter:
@@ -88,6 +31,7 @@ def build(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/v1/restorations", tags=["restorations"])
     _add_asking(router, gateway)
     _add_watching(router, gateway)
+    add_pictures(router, gateway)
     return router
 
 
@@ -137,7 +81,7 @@ def _add_asking(router: APIRouter, gateway: Gateway) -> None:
                     await gateway.restorer.add(job)
         place = f"/v1/restorations/{job.id}"
         if later:
-            headers = {"Location": place, "Preference-Applied": "respond-async", **_PRIVATE}
+            headers = {"Location": place, "Preference-Applied": "respond-async", **PRIVATE}
             return JSONResponse(gateway.view(job).model_dump(mode="json"), 202, headers=headers)
         if not await _while_connected(request, gateway.restorer.ended(job)):
             # Nobody knows of it but the caller, who has gone; with a key he may come back.
@@ -176,13 +120,15 @@ async def _accept(gateway: Gateway, request: Request, owner: str, key: str | Non
             )
         options = read_options(said[0] if said else None)
         library = texts(form, "library")
-        if library:
-            raise Problem(
-                400, "no_library", "There is no library", "this gateway was given no library"
-            )
+        for name in library:
+            if gateway.library is None:
+                raise no_library()
+            await gateway.library.path_of(name)
+        before = [gateway.restorer.get(one, owner) for one in texts(form, "again")]
         try:
             incoming = stack.enter_context(gateway.store.incoming())
-            name, size, references = await save_files(form, incoming, gateway.settings)
+            again = [(one.name, gateway.store.photo(one)) for one in before]
+            name, size, references = await save_files(form, again, incoming, gateway.settings)
             job = Job(
                 id=secrets.token_hex(16),
                 owner=owner,
@@ -230,27 +176,8 @@ def _add_watching(router: APIRouter, gateway: Gateway) -> None:
     )
     async def state(number: str, request: Request, response: Response) -> RestorationView:
         """State, place in the queue, report or error."""
-        response.headers.update(_PRIVATE)
+        response.headers.update(PRIVATE)
         return gateway.view(gateway.restorer.get(number, request.scope["pikfix.owner"]))
-
-    @router.get(
-        "/{number}/picture",
-        response_model=None,
-        summary="The restored picture",
-        responses={
-            200: {
-                "description": "The picture's file.",
-                "content": {
-                    kind: {"schema": {"type": "string", "format": "binary"}}
-                    for kind in PICTURES.values()
-                },
-            },
-            **problems(401, 404, 409, 413, 415, 422, 502, 503, 504),
-        },
-    )
-    async def picture(number: str, request: Request) -> Response:
-        """The picture as the server wrote it, or why there is none."""
-        return picture_of(gateway, gateway.restorer.get(number, request.scope["pikfix.owner"]))
 
     @router.get(
         "/{number}/events",
@@ -268,7 +195,7 @@ def _add_watching(router: APIRouter, gateway: Gateway) -> None:
     async def events(number: str, request: Request) -> Response:
         """Tell of every change until the end."""
         job = gateway.restorer.get(number, request.scope["pikfix.owner"])
-        headers = {"X-Accel-Buffering": "no", **_PRIVATE}
+        headers = {"X-Accel-Buffering": "no", **PRIVATE}
         return StreamingResponse(
             _events(gateway, job), media_type="text/event-stream", headers=headers
         )

@@ -183,9 +183,14 @@ def upload_form(references: int) -> dict[str, Any]:
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",
-                        "required": ["photo"],
+                        "oneOf": [{"required": ["photo"]}, {"required": ["again"]}],
                         "properties": {
                             "photo": {**picture, "description": "The photo's file."},
+                            "again": {
+                                "type": "string",
+                                "description": "Instead of photo: the id of an earlier "
+                                "restoration whose photo is taken again.",
+                            },
                             "reference": {
                                 "type": "array",
                                 "maxItems": references,

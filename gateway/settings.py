@@ -22,6 +22,7 @@ class Settings:
         queue: restorations that may wait or run, uploads included; further ones get 429.
         upload_bytes: largest request.
         references: largest number of references of one request.
+        library: the server's library of references, where it is on this machine.
         idle_seconds: longest pause within an upload.
         upload_seconds: longest upload.
         keep_seconds: how long a finished restoration stays.
@@ -37,6 +38,7 @@ class Settings:
     queue: int = 64
     upload_bytes: int = 256 * MEBIBYTE
     references: int = 8
+    library: Path | None = None
     idle_seconds: float = 30.0
     upload_seconds: float = 600.0
     keep_seconds: float = 86400.0

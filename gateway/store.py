@@ -170,6 +170,10 @@ class Store:
         """The restored picture's file."""
         return self.folder / job.id / "result"
 
+    def ranking(self, job: Job) -> Path:
+        """The file that keeps how the library's pictures suit the photo."""
+        return self.folder / job.id / "ranking.json"
+
     def finish(self, job: Job, result: bytes | None) -> None:
         """Write how a restoration ended: its picture first, its end last."""
         if result is not None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pikfix.gateway.problems import Problem
 from pikfix.gateway.settings import Settings
 
-FIELDS = ("photo", "reference", "library", "options")
+FIELDS = ("photo", "again", "reference", "library", "options")
 _LONGEST_NAME = 150
 _FIELD_BYTES = 64 * 1024
 
@@ -86,8 +86,16 @@ async def read_form(request: Request, settings: Settings) -> FormData:
     return form
 
 
-async def save_files(form: FormData, folder: Path, settings: Settings) -> tuple[str, int, int]:
+async def save_files(
+    form: FormData, again: Sequence[tuple[str, Path]], folder: Path, settings: Settings
+) -> tuple[str, int, int]:
     """Write photo and references of a form into a folder.
+
+    Args:
+        form: the request's.
+        again: name and file of each photo of an earlier restoration that was asked for.
+        folder: where they go.
+        settings: how many references.
 
     Returns:
         The photo's name to show, its bytes, and the number of references.
@@ -97,19 +105,30 @@ async def save_files(form: FormData, folder: Path, settings: Settings) -> tuple[
         OSError: they cannot be written.
     """
     photos, references = _files(form, "photo"), _files(form, "reference")
-    if len(photos) != 1:
-        raise _bad(f"send one file as photo, got {len(photos)}; each photo is a request")
+    if len(photos) + len(again) != 1:
+        raise _bad(
+            f"send one file as photo, got {len(photos) + len(again)}; each photo is a request"
+        )
     if len(references) > settings.references:
         raise _bad(f"send at most {settings.references} references, got {len(references)}")
-    if not photos[0].size:
+    if not all(photo.size for photo in photos):
         raise _bad("the photo is empty: send the complete file", "bad_photo", 422)
     if not all(reference.size for reference in references):
         raise _bad("a reference is empty: send the complete file", "bad_reference", 422)
-    await asyncio.to_thread(_copy_all, photos[0], references, folder)
-    return clean_name(photos[0].filename), photos[0].size, len(references)
+    await asyncio.to_thread(_copy_all, photos, again, references, folder)
+    name = again[0][0] if again else clean_name(photos[0].filename)
+    return name, (folder / "photo").stat().st_size, len(references)
 
 
-def _copy_all(photo: UploadFile, references: Sequence[UploadFile], folder: Path) -> None:
-    _copy(photo.file, folder / "photo")
+def _copy_all(
+    photos: Sequence[UploadFile],
+    again: Sequence[tuple[str, Path]],
+    references: Sequence[UploadFile],
+    folder: Path,
+) -> None:
+    for photo in photos:
+        _copy(photo.file, folder / "photo")
+    for _, path in again:
+        (folder / "photo").hardlink_to(path)  # nobody changes a photo
     for number, reference in enumerate(references):
         _copy(reference.file, folder / f"reference-{number}")

@@ -35,6 +35,7 @@ class FakeClient:
         troubles: errors to raise, one for each call, before anything is answered.
         gate: answers wait for it.
         delay: seconds that an answer takes at least.
+        library: the name of a reference that photos without one are coloured after.
         most: photos in flight at a time, at most.
         cancelled: calls that were cancelled.
         canaries: arrays that were sent instead of files.
@@ -46,6 +47,7 @@ class FakeClient:
         self.gate.set()
         self.now = self.most = 0
         self.delay = 0.0
+        self.library = None
 
     async def __aenter__(self):
         return self
@@ -76,8 +78,7 @@ class FakeClient:
         finally:
             self.now -= 1
 
-    @staticmethod
-    def answer(photo, references, options):
+    def answer(self, photo, references, options):
         try:
             image = Image.open(io.BytesIO(photo)).convert("L")
         except OSError as error:
@@ -89,12 +90,24 @@ class FakeClient:
                 url="10.1.2.3:8001",
             ) from error
         buffer, format = io.BytesIO(), options.get("format") or "png"
-        image.point(lambda level: 255 - level).save(buffer, format.upper())
-        uses = [
-            {"source": "request", "name": None, "score": None, "share": 1 / len(references)}
-            for _ in references
-        ]
-        report = report_of(*image.size, format, colorized=bool(uses), references=uses)
+        use = {"source": "request", "name": None, "score": None, "share": 1.0}
+        uses = [{**use, "share": 1 / len(references)} for _ in references]
+        if not uses and self.library:
+            uses = [{**use, "source": "library", "name": self.library, "score": 0.6}]
+        if not options.get("color", True):
+            uses = []
+        image = image.point(lambda level: 255 - level)
+        if uses:
+            faint = image.point(lambda level: level // 2)
+            image = Image.merge("RGB", (image, faint, faint))
+        image.save(buffer, format.upper())
+        report = report_of(
+            *image.size,
+            format,
+            colorized=bool(uses),
+            references=uses,
+            mean_confidence=0.61 if uses else None,
+        )
         return RestoredPhoto(buffer.getvalue(), Report._from_dict(report))
 
 

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 
 # A server, an export or a training run for whoever asks.
 FIXTURES = {"exported", "toy_server", "nothing_left", "identity_repository", "make_identity"}
-FIXTURES_OF = {"training": {"run"}, "references": {"server"}}
+FIXTURES_OF = {"training": {"run"}, "references": {"server"}, "gateway": {"page"}}
 
 MARKERS = ("serving", "engines", "packages", "gpu")
 
