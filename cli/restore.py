@@ -44,6 +44,27 @@ class Format(str, Enum):
 
 
 @with_connection
+class Profile(str, Enum):
+    """Colour profiles of a result."""
+
+    own = "own"
+    srgb = "srgb"
+
+
+class Depth(str, Enum):
+    """Bits a sample of a result."""
+
+    eight = "8"
+    sixteen = "16"
+
+
+class Pages(str, Enum):
+    """What becomes of a file with several photos."""
+
+    all = "all"
+    first = "first"
+
+
 def command(
     photos: Annotated[
         list[Path],
@@ -105,6 +126,26 @@ def command(
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP results.")
     ] = 95,
+    profile: Annotated[
+        Profile,
+        typer.Option(
+            help="Colour profile of the results: the photo's own where that can hold them, or sRGB."
+        ),
+    ] = Profile.own,
+    depth: Annotated[
+        Depth | None,
+        typer.Option(
+            help="Bits a sample of the results; the photo's own where the format can hold them.",
+            show_default=False,
+        ),
+    ] = None,
+    pages: Annotated[
+        Pages,
+        typer.Option(
+            help="Of files with several photos on pages of their own, restore the first; without "
+            "it they fail, as a result holds one."
+        ),
+    ] = Pages.all,
     connection: Connection,
     model_repository: Annotated[
         Path, typer.Option(help="Models for the server that is started without --url.")
@@ -259,6 +300,9 @@ def settings_of(
         force_color=force_color,
         force_photo=force_photo,
         quality=quality,
+        profile=profile.value,
+        depth=None if depth is None else int(depth.value),
+        pages=pages.value,
         timeout=timeout,
         in_flight=jobs,
         overwrite=overwrite,

@@ -171,6 +171,9 @@ class Settings:
         force_color: colorize after a library's references even where none suits.
         force_photo: restore borders, pages of text and drawings as well.
         quality: of JPEG and WebP, 1 to 100.
+        profile: of the results, own or srgb.
+        depth: bits a sample of the results; None: the photo's.
+        pages: of files with several photos, all or first.
         timeout: seconds per photo and attempt.
         in_flight: photos at a time, at most.
         overwrite: replace results that exist.
@@ -184,6 +187,9 @@ class Settings:
     force_color: bool = False
     force_photo: bool = False
     quality: int = 95
+    profile: str = "own"
+    depth: int | None = None
+    pages: str = "all"
     timeout: float = 300.0
     in_flight: int = 2
     overwrite: bool = False
@@ -199,6 +205,9 @@ class Settings:
             "force_color": self.force_color,
             "force_photo": self.force_photo,
             "quality": self.quality,
+            "profile": self.profile,
+            "depth": self.depth,
+            "pages": self.pages,
         }
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +129,9 @@ class AsyncPikFixClient:
         force_photo: bool = False,
         format: PictureFormat | None = None,
         quality: int = 95,
+        profile: Literal["own", "srgb"] = "own",
+        depth: Literal[8, 16] | None = None,
+        pages: Literal["all", "first"] = "all",
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo; see :meth:`pikfix.client.PikFixClient.restore`."""
@@ -142,6 +145,7 @@ class AsyncPikFixClient:
             force_photo=force_photo,
             format=format,
             quality=quality,
+            more={"profile": profile, "depth": depth, "pages": pages},
             limit=self._limits.message_bytes,
         )
         return photo_result(await self._send(request, seconds), self._url, request.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,9 @@ class PikFixClient:
         force_photo: bool = False,
         format: PictureFormat | None = None,
         quality: int = 95,
+        profile: Literal["own", "srgb"] = "own",
+        depth: Literal[8, 16] | None = None,
+        pages: Literal["all", "first"] = "all",
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo, and colorize it after a reference.
@@ -142,6 +145,11 @@ class PikFixClient:
             format: of the result; None keeps the photo's own where it is one of these, and
                 gives PNG otherwise.
             quality: of a JPEG or WebP result, 1 to 100.
+            profile: ``own`` stores the result in the photo's colour profile where that can hold
+                it, and in sRGB otherwise; ``srgb`` always in sRGB.
+            depth: bits a sample of the result; None keeps the photo's where the format can.
+            pages: of a file with several photos, each on a page, ``first`` restores the first
+                alone; it is refused otherwise, as a result holds one.
             timeout: seconds for this request; None takes the client's ``Timeout.request``.
 
         Returns:
@@ -160,6 +168,7 @@ class PikFixClient:
             force_photo=force_photo,
             format=format,
             quality=quality,
+            more={"profile": profile, "depth": depth, "pages": pages},
             limit=self._limits.message_bytes,
         )
         return photo_result(self._send(request, seconds), self._url, request.notes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -194,6 +195,31 @@ def check_options(
         options["force_photo"] = True
     if format is not None:
         options["format"] = format
+    return options
+
+
+# What each of the newer options may be; the first is what a server does without it.
+_CHOICES: Mapping[str, tuple[str | int | None, ...]] = MappingProxyType(
+    {"profile": ("own", "srgb"), "depth": (None, 8, 16), "pages": ("all", "first")}
+)
+
+
+def check_more(given: Mapping[str, Any]) -> dict[str, bool | int | str]:
+    """Return those of the newer options that ask for something: a server of before refuses them.
+
+    Raises:
+        InvalidOptionsError: an option has another value than it can have.
+    """
+    options = {}
+    for name, value in given.items():
+        choices = _CHOICES[name]
+        # True is equal to 1, and an array to nothing at once.
+        plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
+        if not plain or value not in choices:
+            texts = ", ".join(map(repr, choices))
+            raise InvalidOptionsError(f"{name} must be one of {texts}, got {value!r}")
+        if value != choices[0]:
+            options[name] = value
     return options
 
 

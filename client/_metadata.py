@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image, TiffImagePlugin
 
 from pikfix.photos import embedded, metadata
-from pikfix.photos.attach import editable, png_settings
+from pikfix.photos.attach import png_settings
+from pikfix.photos.metadata import editable
 
 _XMP, _IPTC_TAG, _X_RESOLUTION = 700, 33723, 282
 _IPTC_RESOURCE = 0x0404

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pikfix.client._errors import (
 from pikfix.client._guard import check_seconds
 from pikfix.client._inputs import (
     PhotoLike,
+    check_more,
     check_options,
     check_tensor,
     check_tensors,
@@ -82,9 +84,14 @@ def photo_request(
     format: str | None,
     quality: int,
     limit: int,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Request:
-    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
+    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``.
+
+    ``more`` are the options that servers of before did not know.
+    """
     options = check_options(color, force_color, format, quality, force_photo=force_photo)
+    options |= check_more(more)
     encoded = encode_photo(photo)
     if encoded.here and format is None:
         # The caller's picture was in memory and has no file format of its own.

@@ -6,18 +6,18 @@ import binascii
 import struct
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 from pikfix.photos import psd
 from pikfix.photos.embedded import COMMENT, Texts
-from pikfix.photos.metadata import writable
+from pikfix.photos.metadata import editable, writable
 
 _JPEG_SEGMENT = 65533
 _XMP_OVERHEAD = 29
 # Where EXIF has a field for what PNG calls by a keyword.
 _EXIF_FIELDS = {"Description": 270, "Title": 270, "Author": 315, "Copyright": 33432}
 _EXIF_FIELDS["Software"] = 305
-_DETAILS, _POSITION, _USER_COMMENT = 0x8769, 0x8825, 0x9286
+_DETAILS, _USER_COMMENT = 0x8769, 0x9286
 
 
 def named(key: str, text: str) -> str:
@@ -129,14 +129,3 @@ def exif_with_texts(exif: bytes, texts: Texts) -> tuple[bytes, list[str]]:
     if details:
         block[_DETAILS] = details
     return block.tobytes(), warnings
-
-
-def editable(exif: bytes) -> Image.Exif:
-    """Load an EXIF block so that its texts are written as they were."""
-    block = Image.Exif()
-    if exif:
-        block.load(exif)
-    for tag in list(block):
-        is_directory = tag in {_DETAILS, _POSITION}
-        block[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
-    return block

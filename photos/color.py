@@ -149,7 +149,7 @@ def _row_chunks(band: slice, width: int) -> Iterator[slice]:
         yield slice(top, min(top + rows, band.stop))
 
 
-def _in_bands(height: int, width: int, work: Callable[[slice], None]) -> None:
+def in_bands(height: int, width: int, work: Callable[[slice], None]) -> None:
     """Do `work` on a band of rows for each core, together on all rows.
 
     numpy works without Python's lock, but gets it back late where its calls are as short as here:
@@ -197,7 +197,7 @@ def photo_luminance(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
                 out[rows] = luminance(chunk.astype(np.float64)) / 50.0 - 1.0
             np.clip(out[rows], -1.0, 1.0, out=out[rows])
 
-    _in_bands(out.shape[0], out.shape[1], convert)
+    in_bands(out.shape[0], out.shape[1], convert)
     return out
 
 
@@ -250,7 +250,7 @@ def grey_from_luminance(
                 step = np.clip(scaled_l[rows] * 32767.5 + 32768.0, 0.0, 65535.0)
                 out[rows] = _GREY_CURVE_TABLE[step.astype(np.int32)]
 
-    _in_bands(out.shape[0], out.shape[1], convert)
+    in_bands(out.shape[0], out.shape[1], convert)
     return out
 
 
@@ -376,7 +376,7 @@ def compose(
                 _write(pixels, places, _levels(fitted, deep))
                 waiting, count = [], 0
 
-    _in_bands(height, width, convert)
+    in_bands(height, width, convert)
     return out
 
 

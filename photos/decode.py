@@ -100,6 +100,7 @@ class _Reader:
         exif = self._source_exif()
         orientation = metadata.orientation_of(exif)
         pixels = metadata.upright(pixels, orientation)
+        stored = self.to_srgb.stored
         size = (pixels.shape[0], pixels.shape[1])
         dpi = self._resolution(exif, orientation)
         about = self._embedded(original, size)
@@ -116,6 +117,9 @@ class _Reader:
             xmp=about.xmp,
             iptc=about.iptc,
             texts=about.texts,
+            icc=self.to_srgb.own,
+            stored=stored if stored is None else metadata.upright(stored, orientation),
+            photos=max(1, sum(tiff.is_photo(page) for page in self.pages)),
         )
 
     # Opening ------------------------------------------------------------------------------
@@ -293,6 +297,8 @@ class _Reader:
                 " or RGB with 8 or 16 bits a sample",
             ) from error
         self.mode = stored.mode if self.image is None else self.mode
+        if stored.other is not None:
+            return self.to_srgb.deep_other(stored.other, stored.mode)
         if stored.image is not None:
             if stored.reduced:
                 self.warnings.append(f"the file holds {self.depth} bits a sample: 8 were read")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import math
-import struct
 import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
-from pikfix.photos import attach
+from pikfix.photos import attach, metadata
 from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
+from pikfix.photos.profiles import srgb_profile
 
 FORMATS = ("jpeg", "png", "tiff", "webp")
 DEFAULT_QUALITY = 95
@@ -62,11 +61,13 @@ def encode_photo(
     xmp: bytes = b"",
     iptc: bytes = b"",
     texts: Texts = (),
+    icc: bytes = b"",
 ) -> tuple[bytes, list[str]]:
     """Encode a picture.
 
     Args:
-        pixels: [H, W] grey or [H, W, 3] sRGB; uint8, or uint16 where :func:`holds_deep`.
+        pixels: [H, W] grey or [H, W, 3] colour, sRGB unless ``icc`` says else; uint8, or uint16
+            where :func:`holds_deep`.
         name: jpeg, png, tiff or webp.
         quality: 1 to 100, for jpeg and webp; JPEG stores colour at full resolution from 90 on.
         exif: block to store, as :class:`~pikfix.photos.decode.Photo` has it.
@@ -74,6 +75,7 @@ def encode_photo(
         xmp: XMP packet to store, likewise.
         iptc: IPTC-IIM datasets to store.
         texts: comments to store, pairs of a keyword and a text.
+        icc: colour profile that the pixels are in; empty: sRGB.
 
     Returns:
         The file's bytes and a list of warnings, of what the format has no place for.
@@ -94,7 +96,7 @@ def encode_photo(
     if name == "webp" and dpi is not None:
         exif = _exif_with_resolution(exif, dpi)
     if name == "tiff":
-        return _tiff(pixels, exif, dpi, (xmp, iptc)), warnings
+        return _tiff(pixels, exif, dpi, (xmp, iptc), icc), warnings
 
     image = Image.fromarray(pixels)
     settings, without_place = attach.settings_of(name, xmp, iptc, texts)
@@ -112,23 +114,16 @@ def encode_photo(
         settings["quality"] = quality
     else:
         settings["compress_level"] = _DEFLATE_LEVEL
-    if not grey:
-        settings["icc_profile"] = _srgb_profile()
+    if icc or not grey:
+        settings["icc_profile"] = icc or srgb_profile()
     file = io.BytesIO()
     image.save(file, name.upper(), **settings)
     return file.getvalue(), warnings
 
 
-@functools.cache
-def _srgb_profile() -> bytes:
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # LittleCMS writes the time of the call: with a fixed one, equal photos give equal files.
-    return icc[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + icc[36:]
-
-
 def _exif_with_resolution(exif: bytes, dpi: tuple[float, float]) -> bytes:
     """WebP has no field of its own for the resolution."""
-    block = attach.editable(exif)
+    block = metadata.editable(exif)
     block[282], block[283], block[296] = dpi[0], dpi[1], 2
     return block.tobytes()
 
@@ -138,6 +133,7 @@ def _tiff(
     exif: bytes,
     dpi: tuple[float, float] | None,
     packets: tuple[bytes, bytes],
+    icc: bytes,
 ) -> bytes:
     """Write TIFF, 8 or 16 bits, deflate with horizontal prediction.
 
@@ -152,7 +148,7 @@ def _tiff(
     lengths = [len(strip) for strip in strips]
     directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
     if exif:
-        for tag, value in dict(attach.editable(exif)).items():
+        for tag, value in dict(metadata.editable(exif)).items():
             directory[tag] = value
     for tag, packet in zip((700, 33723), packets, strict=True):  # XMP, IPTC
         if packet:
@@ -170,9 +166,9 @@ def _tiff(
     directory[279] = tuple(lengths)
     directory[284] = 1  # samples of a pixel lie together
     directory[317] = 2  # horizontal prediction
-    if samples == 3:
+    if icc or samples == 3:
         directory.tagtype[34675] = 7  # bytes of undefined type
-        directory[34675] = _srgb_profile()
+        directory[34675] = icc or srgb_profile()
     file = io.BytesIO()
     directory.save(file)
     for strip in strips:

@@ -117,6 +117,31 @@ def kept_exif(source: Image.Exif, size: tuple[int, int], dpi: tuple[float, float
     return kept.tobytes()
 
 
+def in_another_space(exif: bytes) -> bytes:
+    """Say in an EXIF block, where it says anything of it, that the pixels are not in sRGB."""
+    if not exif:
+        return exif
+    block = Image.Exif()
+    block.load(exif)
+    details = dict(block.get_ifd(_EXIF_IFD))
+    if _COLOR_SPACE not in details:
+        return exif
+    block = editable(exif)
+    block[_EXIF_IFD] = writable({**details, _COLOR_SPACE: 65535})
+    return block.tobytes()
+
+
+def editable(exif: bytes) -> Image.Exif:
+    """Load an EXIF block so that its texts are written as they were."""
+    block = Image.Exif()
+    if exif:
+        block.load(exif)
+    for tag in list(block):
+        is_directory = tag in {_EXIF_IFD, _GPS_IFD}
+        block[tag] = writable(dict(block.get_ifd(tag)) if is_directory else block[tag])
+    return block
+
+
 def resolution(
     image: Image.Image | None, exif: Image.Exif, page: tiff.Page | None, resources: Any = None
 ) -> tuple[float, float] | None:

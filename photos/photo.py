@@ -28,6 +28,11 @@ class Photo:
         xmp: XMP packet for the result; empty where there is none.
         iptc: IPTC-IIM datasets for the result; empty where there are none.
         texts: comments for the result, pairs of a keyword and a text.
+        icc: the file's colour profile, where a result of the same kind of pixels can be stored in
+            it; else empty.
+        stored: the pixels in that profile, of the type of ``pixels``; None where they are the same.
+        photos: how many photos the file holds; more than 1 for one of several pages, of which
+            smaller copies and masks do not count.
     """
 
     pixels: npt.NDArray[Any]
@@ -40,6 +45,9 @@ class Photo:
     xmp: bytes = b""
     iptc: bytes = b""
     texts: Texts = ()
+    icc: bytes = b""
+    stored: npt.NDArray[Any] | None = None
+    photos: int = 1
 
     @property
     def height(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pikfix.photos import encode
+from pikfix.photos import encode, metadata
 from pikfix.photos.color import lab_planes
 from pikfix.photos.decode import Photo, decode_photo
 from pikfix.photos.domain import Content, photo_within
@@ -37,7 +37,7 @@ module does without torch."""
 DEFAULT_REFERENCE_SIDE = WORKING_SIDE
 DEFAULT_MAX_REFERENCES = 8
 _NOTES_VERSION = 2
-_BINARY = ("exif", "xmp", "iptc")
+_BINARY = ("exif", "xmp", "iptc", "icc")
 LEFT_AS_IT_IS = (
     'looks like text or a drawing: left as it is; send {"force_photo": true} (--force-photo) to '
     "restore it all the same"
@@ -46,6 +46,9 @@ BORDER_KEPT = (
     'has a border, which is left as it is: only the photo within was restored; send {"force_photo"'
     ": true} (--force-photo) to restore all of it"
 )
+PROFILES = ("own", "srgb")
+DEPTHS = (None, 8, 16)
+PAGES = ("all", "first")
 _EXAMPLE = 'send, for example, {"color": true, "format": "png"}'
 
 
@@ -103,6 +106,9 @@ class Options:
         force_color: colorize after the library's best references even where none suits.
         force_photo: restore the whole picture, also where it seems to have a border or to be a
             page of text or a drawing.
+        profile: own, the photo's colour profile where the result can be stored in it, or srgb.
+        depth: 8 or 16 bits a sample; None: as many as the photo has.
+        pages: all, which refuses a file with several photos, as a result holds one; or first.
     """
 
     color: bool = True
@@ -110,6 +116,9 @@ class Options:
     quality: int = encode.DEFAULT_QUALITY
     force_color: bool = False
     force_photo: bool = False
+    profile: str = "own"
+    depth: int | None = None
+    pages: str = "all"
 
 
 def parse_options(data: bytes) -> Options:
@@ -144,6 +153,12 @@ def parse_options(data: bytes) -> Options:
     quality = options.quality
     if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
         raise PhotoError("bad_options", "quality must be an integer from 1 to 100")
+    for name, choices in (("profile", PROFILES), ("depth", DEPTHS), ("pages", PAGES)):
+        value = getattr(options, name)
+        # True is equal to 1, but no number of bits.
+        if isinstance(value, bool) or value not in choices:
+            texts = ", ".join("null" if one is None else str(one) for one in choices)
+            raise PhotoError("bad_options", f"{name} must be one of {texts}")
     return options
 
 
@@ -313,7 +328,7 @@ class PhotoNotes:
     Attributes:
         size: (height, width) to crop to, of the part that the networks get.
         photo: the report's entry on the photo.
-        deep: the photo had more than 8 bits a sample.
+        deep: the result has 16 bits a sample.
         exif: EXIF block for the result.
         dpi: resolution, or None.
         xmp: XMP packet for the result.
@@ -328,6 +343,7 @@ class PhotoNotes:
         decoded_at: Unix time in seconds at which decode_photo was done.
         kept: what passes the networks by; None where they get the whole picture.
         place: of the photo among those in flight, which encode_photo gives back.
+        icc: profile of the result; empty: sRGB.
     """
 
     size: tuple[int, int]
@@ -347,6 +363,7 @@ class PhotoNotes:
     decoded_at: float = 0.0
     kept: Kept | None = None
     place: int | None = None
+    icc: bytes = b""
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
@@ -381,6 +398,21 @@ class PhotoNotes:
             raise PhotoError(
                 "bad_tensor", f"photo_info is not what decode_photo writes ({error})"
             ) from error
+
+
+def check_pages(photo: Photo, options: Options) -> None:
+    """Refuse a file with several photos unless the first alone is wanted: none may be lost.
+
+    Raises:
+        PhotoError: ``unsupported_photo``.
+    """
+    if photo.photos > 1 and options.pages != "first":
+        raise PhotoError(
+            "unsupported_photo",
+            f"the file holds {photo.photos} photos, each on a page, and a result holds one: save"
+            ' each page as a file of its own (tiffsplit does), or send {"pages": "first"} (--pages'
+            " first) to restore the first one alone",
+        )
 
 
 def part_to_restore(photo: Photo, content: Content) -> Photo:
@@ -439,9 +471,15 @@ def take_notes(
         where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
     colour = colorize or (graphic and photo.pixels.ndim == 3)
-    if photo.deep and not encode.holds_deep(name, grey=not colour):
+    holds_deep = encode.holds_deep(name, grey=not colour)
+    if not holds_deep and (options.depth == 16 or (photo.deep and options.depth is None)):
         kind = "colour" if colour else "pictures"
-        warnings.append(f"{name} holds {kind} at 8 bits here, the photo has {photo.bit_depth}")
+        wanted = "16 were asked for" if options.depth else f"the photo has {photo.bit_depth}"
+        warnings.append(f"{name} holds {kind} at 8 bits here, {wanted}")
+    own = options.profile == "own" and colour == (photo.pixels.ndim == 3)
+    # A WebP picture is never grey alone, and so in no profile of grey.
+    icc = photo.icc if own and not (name == "webp" and not colour) else b""
+    stored = photo.stored if icc and photo.stored is not None else photo.pixels
     return PhotoNotes(
         size=(part.height, part.width),
         photo={
@@ -455,8 +493,8 @@ def take_notes(
             if content.rectangle is None
             else list(dataclasses.astuple(content.rectangle)),
         },
-        deep=photo.deep,
-        exif=photo.exif,
+        deep=holds_deep and (photo.deep if options.depth is None else options.depth == 16),
+        exif=metadata.in_another_space(photo.exif) if photo.stored is stored else photo.exif,
         dpi=photo.dpi,
         xmp=photo.xmp,
         iptc=photo.iptc,
@@ -466,5 +504,6 @@ def take_notes(
         colorize=colorize,
         references=[reference.report() for reference in references] if colorize else [],
         warnings=warnings,
-        kept=Kept.of(photo.pixels, content) if part is not photo else None,
+        kept=Kept.of(stored, content) if part is not photo else None,
+        icc=icc,
     )

@@ -189,9 +189,14 @@ def _directory(data: bytes, offset: int, order: str, big: bool, place: str) -> t
     return Page(place, offset, entries, order), following
 
 
+def is_photo(page: Page) -> bool:
+    """Whether a page holds a picture of its own: no smaller copy of another, and no mask."""
+    return bool(not page.is_reduced and not page.is_mask and page.width)
+
+
 def choose(pages: list[Page]) -> Page:
     """Choose the photo: the first page that is neither a smaller copy of another nor a mask."""
-    full = [page for page in pages if not page.is_reduced and not page.is_mask and page.width]
+    full = [page for page in pages if is_photo(page)]
     return full[0] if full else max(pages, key=lambda page: page.width * page.height)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pikfix.photos import tiff
 from pikfix.photos.errors import PhotoError
+from pikfix.photos.profiles import has_deep_transforms
 
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _COLORS = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}
@@ -47,6 +48,8 @@ class Stored:
         unit: float32 [H, W] or [H, W, 3] in [0, 1] of deeper samples; else None.
         alpha: [H, W, 1] in [0, 1] that belongs to ``unit``, or None.
         premultiplied: whether its colours come multiplied by alpha.
+        other: deeper samples that are neither grey nor RGB, [H, W, n] floating point: of CMYK
+            (mode CMYK) in [0, 1], 1 being full ink; of CIELAB (mode LAB) L, a and b; else None.
     """
 
     mode: str
@@ -55,6 +58,7 @@ class Stored:
     unit: npt.NDArray[np.float32] | None = None
     alpha: npt.NDArray[np.float32] | None = None
     premultiplied: bool = False
+    other: npt.NDArray[np.float32] | None = None
 
 
 def read(data: bytes, page: tiff.Page) -> Stored:
@@ -129,6 +133,8 @@ def _arranged(
         scale = (
             1 << (bits if colors.dtype == np.uint16 and bits < 16 else 8 * colors.itemsize)
         ) - 1
+    if photometric in {_CMYK, _LAB} and colors.dtype == np.uint16 and has_deep_transforms():
+        return _deep_other(colors, photometric)
     if colors.dtype == np.uint8 or photometric in {_CMYK, _LAB}:
         return _shallow(colors, alpha, photometric, premultiplied)
     unit = colors.astype(np.float32) / np.float32(scale)
@@ -140,6 +146,16 @@ def _arranged(
         alpha=None if alpha is None else alpha.astype(np.float32) / np.float32(scale),
         premultiplied=premultiplied,
     )
+
+
+def _deep_other(colors: npt.NDArray[Any], photometric: int) -> Stored:
+    if photometric == _CMYK:
+        return Stored("CMYK", other=colors.astype(np.float32) / np.float32(65535))
+    # Lightness unsigned, a and b signed and in 1/256.
+    lab = colors.astype(np.float32)
+    lab[..., 0] *= np.float32(100 / 65535)
+    lab[..., 1:] = colors[..., 1:].astype(np.int16).astype(np.float32) / np.float32(256)
+    return Stored("LAB", other=lab)
 
 
 def _shallow(

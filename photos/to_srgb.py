@@ -20,11 +20,16 @@ class ToSrgb:
         icc: its colour profile; empty where there is none.
         encoding: what the chunks of a PNG say of its tones.
         warnings: what has changed what is read is added here.
+        own: the profile, where a result of the same kind of pixels can be stored in it.
+        stored: the pixels as they were before the profile, if it changed them and ``own`` is set:
+            [H, W] or [H, W, 3], uint8 or floating point in [0, 1].
     """
 
     warnings: list[str]
     icc: bytes = b""
     encoding: png.Encoding = dataclasses.field(default_factory=png.Encoding)
+    own: bytes = b""
+    stored: npt.NDArray[Any] | None = None
 
     def shallow(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Convert what Pillow holds at 8 bits: [H, W] grey or [H, W, 3], uint8."""
@@ -35,6 +40,7 @@ class ToSrgb:
         image = self._to_srgb(_plain(image))
         if alpha is not None and np.asarray(alpha).min() < 255:
             self.warnings.append("transparent parts were placed on white")
+            self.own, self.stored = b"", None
             white = Image.new(image.mode, image.size, "white")
             image = Image.composite(image, white, alpha)
         return np.asarray(image)
@@ -52,10 +58,14 @@ class ToSrgb:
         """L stays L; RGB, CMYK and LAB become RGB."""
         profile = self._profile(image.mode)
         try:
-            if profile is not None and image.mode == "L":
-                return image.point(profile.grey_table().tolist())
             if profile is not None:
-                return profile.convert(image)
+                converted = (
+                    image.point(profile.grey_table().tolist())
+                    if image.mode == "L"
+                    else profile.convert(image)
+                )
+                self._note_own(profile, image, converted)
+                return converted
         except profiles.ProfileError as error:
             self.warnings.append(f"the colour profile was not used ({error})")
         if image.mode == "LAB":
@@ -72,16 +82,52 @@ class ToSrgb:
             return pixels if self.encoding.is_srgb else self.encoding.to_srgb(pixels)
         try:
             if pixels.ndim == 2:
-                return profile.convert_deep_grey(pixels)
+                converted_grey = profile.convert_deep_grey(pixels)
+                self._note_own(profile, pixels, converted_grey)
+                return converted_grey
+            if profile.is_srgb:
+                self._note_own(profile, pixels, pixels)
+                return pixels
+            if profiles.has_deep_transforms():
+                converted_deep = profile.convert_deep(pixels)
+                self._note_own(profile, pixels, converted_deep)
+                return converted_deep
             shallow = Image.fromarray(np.rint(pixels * 255.0).astype(np.uint8))
             converted = profile.convert(shallow)
         except profiles.ProfileError as error:
             self.warnings.append(f"the colour profile was not used ({error})")
             return pixels
-        if converted is shallow:
-            return pixels
         self.warnings.append("the colour profile was applied at 8 bits a sample")
         return np.asarray(converted).astype(np.float32) / np.float32(255)
+
+    def deep_other(self, pixels: npt.NDArray[Any], mode: str) -> npt.NDArray[np.float32]:
+        """Convert CMYK or CIELAB of more than 8 bits, see :class:`~.tiff_pixels.Stored`, to sRGB.
+
+        Args:
+            pixels: [H, W, n].
+            mode: CMYK or LAB.
+        """
+        try:
+            profile = self._profile(mode)
+            if profile is not None:
+                return profile.convert_deep(pixels)
+        except profiles.ProfileError as error:
+            self.warnings.append(f"the colour profile was not used ({error})")
+        if mode == "LAB":
+            return profiles.SourceProfile(profiles.lab_profile(), mode).convert_deep(pixels)
+        self.warnings.append("CMYK without a usable colour profile: tones are approximate")
+        light = (1.0 - pixels[..., :3]) * (1.0 - pixels[..., 3:])
+        return light.astype(np.float32)
+
+    def _note_own(self, profile: profiles.SourceProfile, before: Any, after: Any) -> None:
+        """Keep the profile for the result, if one can be stored in it, and what it changed."""
+        grey = before.mode == "L" if isinstance(before, Image.Image) else before.ndim == 2
+        if profile.is_grey != grey:
+            return
+        if profiles.result_profile(profile.icc) is None:
+            return
+        self.own = profile.icc
+        self.stored = None if before is after else np.asarray(before)
 
     def on_white(
         self, pixels: npt.NDArray[Any], alpha: npt.NDArray[Any] | None, *, premultiplied: bool
@@ -90,6 +136,7 @@ class ToSrgb:
         if alpha is None or float(alpha.min()) == 1.0:
             return pixels
         self.warnings.append("transparent parts were placed on white")
+        self.own, self.stored = b"", None
         if pixels.ndim == 2:
             alpha = alpha[..., 0]
         over = (pixels if premultiplied else pixels * alpha) + (1.0 - alpha)

@@ -45,6 +45,9 @@ def test_a_sidecar_tells_of_everything_that_went_in(restore, picture, tmp_path):
         "force_color": False,
         "force_photo": False,
         "quality": 80,
+        "profile": "own",
+        "depth": None,
+        "pages": "all",
         "format": "png",
     }
     assert values["software"].startswith("pikfix ")

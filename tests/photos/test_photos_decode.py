@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image, ImageOps
 from skimage import data
 
-from pikfix.photos import decode_photo
+from pikfix.photos import decode_photo, profiles
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "BMP": {}, "WEBP": {"lossless": True}, "PPM": {}, "TGA": {}}
 
@@ -363,10 +363,21 @@ def test_profile_of_deep_grey_keeps_its_gradations(save, profile):
     assert (np.diff(photo.pixels[0]) >= 0).all()
 
 
-def test_profile_of_deep_color_costs_its_depth_and_says_so(deep_rgb, profile):
+def test_profile_of_deep_color_keeps_its_depth(deep_rgb, profile):
     tags = [(34675, "B", None, profile("RGB ", 1.8), True)]
     photo = decode_photo(written(deep_rgb, photometric="rgb", extratags=tags))
     expected = srgb_level((deep_rgb / 65535.0) ** 1.8)
+    # LittleCMS rounds the primaries as the profile has them, to 1/65536.
+    assert np.abs(photo.pixels - expected)[deep_rgb.min(axis=-1) > 3000].max() < 0.5 / 255
+    assert len(np.unique(photo.pixels[..., 0])) > 1000
+    assert photo.warnings == ()
+
+
+def test_without_its_package_a_profile_of_deep_color_costs_depth(deep_rgb, profile, monkeypatch):
+    monkeypatch.setattr(profiles, "_cms_transform", lambda: None)
+    tags = [(34675, "B", None, profile("RGB ", 1.9), True)]
+    photo = decode_photo(written(deep_rgb, photometric="rgb", extratags=tags))
+    expected = srgb_level((deep_rgb / 65535.0) ** 1.9)
     assert np.abs(photo.pixels - expected).max() < 4 / 255
     assert photo.warnings == ("the colour profile was applied at 8 bits a sample",)
 

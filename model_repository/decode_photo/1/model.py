@@ -59,6 +59,7 @@ from pikfix.photos.steps import (
     PhotoNotes,
     Reference,
     check_deadline,
+    check_pages,
     config_value,
     decode_references,
     grey_reference,
@@ -207,6 +208,7 @@ class TritonPythonModel:
             photo = decode_photo(file, self.max_pixels, max_side=self.max_side)
         finally:
             wait([given])  # nothing of a request that failed goes on
+        check_pages(photo, options)
         references = given.result()
         content = Content() if options.force_photo else find_content(photo.pixels)
         part = part_to_restore(photo, content)

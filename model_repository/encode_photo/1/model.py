@@ -34,13 +34,12 @@ from pikfix.photos import (
     compose,
     crop,
     encode_photo,
-    grey_from_luminance,
     provenance,
 )
 from pikfix.photos.attach import holds_xmp
-from pikfix.photos.encode import holds_deep
 from pikfix.photos.in_flight import InFlight
 from pikfix.photos.memory import KeptMemory
+from pikfix.photos.profiles import grey_in_profile, in_profile
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import PhotoNotes, check_deadline
 
@@ -130,17 +129,18 @@ class TritonPythonModel:
             )
         kept = notes.kept
         if kept is not None and kept.place is None:
-            colour = kept.colour
-            pixels = kept.pixels(deep=notes.deep and holds_deep(notes.format, grey=not colour))
+            pixels = kept.pixels(deep=notes.deep)
             return self._file(pixels, notes, None, changed=False)
         light = crop(padded_l, notes.size)
-        deep = notes.deep and holds_deep(notes.format, grey=not notes.colorize)
         confidence = None
         if notes.colorize:
-            pixels = compose(light, ChromaPlanes(ab, padded, notes.size).rows, deep=deep)
+            chroma = ChromaPlanes(ab, padded, notes.size)
+            pixels = in_profile(
+                notes.icc, lambda deep: compose(light, chroma.rows, deep=deep), deep=notes.deep
+            )
             confidence = _mean_confidence(maps, padded, notes.size)
         else:
-            pixels = grey_from_luminance(light, deep=deep)
+            pixels = grey_in_profile(notes.icc, light, deep=notes.deep)
         return self._file(pixels if kept is None else kept.around(pixels), notes, confidence)
 
     def _file(
@@ -161,6 +161,7 @@ class TritonPythonModel:
             xmp=xmp,
             iptc=notes.iptc,
             texts=notes.texts,
+            icc=notes.icc,
         )
         return result, {
             "photo": notes.photo,
