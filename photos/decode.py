@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from pikfix.photos import (
+    deep_colour,
     depth,
     embedded,
     jpeg,
@@ -200,8 +201,8 @@ class _Reader:
                 return pixels
         image = self.image
         assert image is not None
-        if image.format == "PNG" and self.depth == 16 and self.data[25] in {2, 6}:
-            deep = self._deep_png()
+        if image.mode in {"RGB", "RGBA"} and self.depth > 8:
+            deep = self._deep_colour()
             if deep is not None:
                 return deep
         try:
@@ -327,24 +328,18 @@ class _Reader:
             grey = 1.0 - grey
         return self.to_srgb.deep(grey)
 
-    def _deep_png(self) -> npt.NDArray[Any] | None:
-        """Read 16-bit colour, of which Pillow would keep 8 bits, by imagecodecs."""
-        try:
-            from imagecodecs import png_decode  # noqa: PLC0415 - need not be installed
-        except ImportError:
+    def _deep_colour(self) -> npt.NDArray[Any] | None:
+        """Read colour of more than 8 bits, of which Pillow would keep 8."""
+        image = self.image
+        assert image is not None
+        unit = deep_colour.read(self.data, image.format or "", self.depth)
+        if unit is None or (image.format == "PNG" and not png.is_whole(self.data)):
             return None
-        try:
-            stored = png_decode(self.data)
-        # It is read again by Pillow, whose error is the one that is told.
-        except Exception:
+        image.load()  # the texts behind the picture, too
+        if not deep_colour.agrees(unit, image):
             return None
-        if stored.dtype != np.uint16 or stored.ndim != 3 or not png.is_whole(self.data):
-            return None
-        assert self.image is not None
-        self.image.load()  # the texts behind the picture
-        unit = stored.astype(np.float32) / np.float32(65535)
-        colour = self.to_srgb.deep(np.ascontiguousarray(unit[..., :3]))
         alpha = unit[..., 3:] if unit.shape[-1] == 4 else None
+        colour = self.to_srgb.deep(np.ascontiguousarray(unit[..., :3]))
         return self.to_srgb.on_white(colour, alpha, premultiplied=False)
 
     # What the file says about its photo ----------------------------------------------------

@@ -399,3 +399,26 @@ def test_shrinking_a_jpeg_stays_above_the_side_asked_for(save):
     small = np.asarray(Image.fromarray(pixels).resize((128, 128), Image.Resampling.BOX))
     assert np.abs(photo.pixels.astype(int) - small).mean() < 3
     assert decode_photo(file).pixels.shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_deep_colour_of_jpeg_2000_and_avif(deep_smooth, bits):
+    import imagecodecs
+
+    stored = deep_smooth >> (16 - bits)
+    unit = stored / (2**bits - 1)
+    files = [imagecodecs.jpeg2k_encode(stored, level=0, codecformat="jp2", bitspersample=bits)]
+    if bits < 16:
+        files.append(imagecodecs.avif_encode(stored, level=95, bitspersample=bits))
+    for file, bound in zip(files, (1e-6, 0.02), strict=False):
+        photo = decode_photo(file)
+        assert (photo.bit_depth, photo.deep, photo.warnings) == (bits, True, ())
+        assert np.abs(photo.pixels - unit).max() < bound
+        assert len(np.unique(photo.pixels[..., 1])) > 256
+
+
+@pytest.fixture
+def deep_smooth():
+    rows, columns = np.mgrid[0:96, 0:128]
+    planes = (rows * 600 + columns, columns * 480 + rows * 3, (rows + columns) * 250)
+    return np.stack(planes, axis=-1).astype(np.uint16) + 3000
