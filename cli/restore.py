@@ -43,7 +43,6 @@ class Format(str, Enum):
     webp = "webp"
 
 
-@with_connection
 class Profile(str, Enum):
     """Colour profiles of a result."""
 
@@ -65,6 +64,7 @@ class Pages(str, Enum):
     first = "first"
 
 
+@with_connection
 def command(
     photos: Annotated[
         list[Path],

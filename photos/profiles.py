@@ -173,7 +173,8 @@ class ResultProfile:
     def of_srgb(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
         """Convert sRGB [H, W, 3] of 16 bits into the profile."""
         unit = _deep(pixels, srgb_profile(), self._icc, "rgb", "rgb")
-        return np.rint(unit * np.float32(_TOP)).astype(np.uint16)
+        levels: npt.NDArray[np.uint16] = np.rint(unit * np.float32(_TOP)).astype(np.uint16)
+        return levels
 
     def of_luminance(self, scaled_l: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
         """Return the grey levels, of 16 bits, of L/50 - 1 [H, W]: the inverse of reading them."""
