@@ -58,7 +58,10 @@ def command(
     ] = False,
     host_name: Annotated[
         list[str] | None,
-        typer.Option(help="Further name that a gateway on loopback is opened by."),
+        typer.Option(
+            help="Name that it is opened by; on loopback beside localhost, elsewhere any if none is "
+            "given."
+        ),
     ] = None,
     origin: Annotated[
         list[str] | None,
@@ -104,7 +107,7 @@ def command(
     settings = Settings(
         folder=store or _state_folder(),
         tokens=tokens,
-        hosts=loopback_names(host_name or ()) if _is_loopback(host) else (),
+        hosts=loopback_names(host_name or ()) if _is_loopback(host) else tuple(host_name or ()),
         origins=tuple(origin or ()),
         in_flight=jobs,
         queue=queue,

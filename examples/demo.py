@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import io
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -156,7 +157,16 @@ def run(options: argparse.Namespace) -> int:
             f"{chosen.share:.0%}"
         )
     print(f"wrote {options.output / 'comparison.png'}")
+    print(f"in a browser, with photos of your own: {web_command(options)}")
     return 0
+
+
+def web_command(options: argparse.Namespace) -> str:
+    """The line that opens the page on what the demo has made."""
+    program = os.path.relpath(Path(sys.executable).with_name("pikfix"))
+    repository = options.model_repository or options.output / "model_repository"
+    words = ["--model-repository", repository, "--library", options.output / "library"]
+    return shlex.join([program, "web", *map(str, words)])
 
 
 class Steps:

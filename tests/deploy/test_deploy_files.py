@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pikfix_steps import NETWORKS
 
+from pikfix.cli.main import build
 from pikfix.export.targets import GPU_SLOT, NGC
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
@@ -197,6 +199,26 @@ def test_compose_refers_to_what_it_defines() -> None:
     context = (DEPLOY / build["context"]).resolve()
     assert context == ROOT
     assert (context / build["dockerfile"]).is_file()
+
+
+def test_the_web_service_is_started_as_the_command_takes_it() -> None:
+    compose = load(DEPLOY / "compose.yaml")
+    web = compose["services"]["web"]
+    program, label, *words = web["command"]
+    assert (program, web["image"]) == ("pikfix", compose["services"]["pikfix"]["image"])
+    command = typer.main.get_command(build(label)).commands[label]
+    taken = command.make_context(label, words).params
+    assert taken["url"] == f"pikfix:{PORTS['grpc']}"
+    assert web["ports"] == [f"127.0.0.1:{taken['port']}:{taken['port']}"]
+    assert f"http://localhost:{taken['port']}/healthz" in web["healthcheck"]["test"][-1]
+    # The folder is the image's, whose user may write there, and outlives the container.
+    (volume,) = web["volumes"]
+    name, place = volume.split(":")
+    assert name in compose["volumes"]
+    assert str(taken["store"]) == place
+    (run,) = of("RUN")
+    assert f"install -d -o {of('USER')[0]} -m 700 {place}" in run
+    assert "formats,web" in run
 
 
 def test_the_autoscalers_metric_is_what_the_adapter_makes() -> None:

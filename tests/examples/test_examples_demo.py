@@ -7,11 +7,15 @@ import contextlib
 import importlib.util
 import itertools
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import typer
 from PIL import Image
+
+from pikfix.cli.main import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +45,10 @@ def test_steps_say_in_a_pipe_how_long_the_rest_takes(
 
 
 def test_a_second_run_exports_nothing_and_another_checkpoint_exports_again(
-    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    demo: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     done = []
 
@@ -50,7 +57,7 @@ def test_a_second_run_exports_nothing_and_another_checkpoint_exports_again(
         (repository / "manifest.json").write_text("{}")
         done.append("export")
 
-    def build(pictures: Path, library: Path, *, backbone: Path, rebuild: bool) -> None:
+    def build_library(pictures: Path, library: Path, *, backbone: Path, rebuild: bool) -> None:
         done.append("rebuild" if rebuild else "update")
 
     photo = SimpleNamespace(
@@ -62,7 +69,7 @@ def test_a_second_run_exports_nothing_and_another_checkpoint_exports_again(
     )
     client = SimpleNamespace(restore=lambda *given, **more: photo)
     monkeypatch.setattr(demo, "export_checkpoint", export)
-    monkeypatch.setattr(demo, "build_library", build)
+    monkeypatch.setattr(demo, "build_library", build_library)
     monkeypatch.setattr(
         demo,
         "start_server",
@@ -78,6 +85,12 @@ def test_a_second_run_exports_nothing_and_another_checkpoint_exports_again(
     assert done == ["export", "rebuild"]
     assert demo.run(options) == 0
     assert done[2:] == ["update"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    label, *words = shlex.split(last.partition(": ")[2])[1:]
+    command = typer.main.get_command(build(label)).commands[label]
+    taken = command.make_context(label, words).params
+    assert taken["model_repository"] == tmp_path / "out" / "model_repository"
+    assert taken["library"] == tmp_path / "out" / "library"
     checkpoint.write_bytes(b"two")
     assert demo.run(options) == 0
     assert done[3:] == ["export", "rebuild"]

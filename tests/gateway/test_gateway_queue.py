@@ -185,6 +185,12 @@ def test_a_wrong_start_is_one_line(web, words, code, said):
     assert said in err
 
 
+def test_off_loopback_the_names_that_are_answered_are_given(web):
+    _, http = web("--host", "0.0.0.0", "--open", "--host-name", "album.example")
+    assert http.get("/service").status_code == 421
+    assert http.get("/service", headers={"Host": "album.example"}).status_code == 200
+
+
 def test_without_the_extra_one_line_says_what_to_install():
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
