@@ -59,8 +59,8 @@ def command(
     host_name: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name that it is opened by; on loopback beside localhost, elsewhere any if none is "
-            "given."
+            help="Name that it is opened by; on loopback beside localhost, elsewhere any where "
+            "none is given."
         ),
     ] = None,
     origin: Annotated[

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pikfix.gateway.problems import Problem
+from pikfix.references.errors import LibraryError
 from pikfix.references.manifest import read_manifest
 
 SHOWN = 12
@@ -38,7 +39,10 @@ class Library:
         self._one_at_a_time = asyncio.Lock()
 
     def _paths(self) -> dict[str, Path]:
-        manifest = read_manifest(self._folder)  # a library may be built anew at any time
+        try:
+            manifest = read_manifest(self._folder)  # a library may be built anew at any time
+        except (OSError, LibraryError) as error:
+            raise self._failed("its manifest cannot be read: build it again") from error
         pictures = manifest.folder(self._folder)
         return {entry.name: pictures / entry.name for entry in manifest.entries}
 
@@ -101,4 +105,4 @@ class Library:
 
     @staticmethod
     def _failed(why: str) -> Problem:
-        return Problem(502, "not_ranked", "The references cannot be ranked", why)
+        return Problem(502, "library_failed", "The library cannot be used", why)

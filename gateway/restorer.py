@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Restorer:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._uploads = 0
         self._changed = asyncio.Condition()
+        self._changes = 0
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
         self._workers: list[asyncio.Task[None]] = []
         self.answered_at = -math.inf
@@ -219,10 +220,15 @@ class Restorer:
     async def changes(self, seconds: float) -> AsyncIterator[None]:
         """Yield whenever anything changes, and after so many seconds without a change."""
         while True:
+            seen = self._changes
             yield None
             with contextlib.suppress(asyncio.TimeoutError):
-                async with self._changed:
-                    await asyncio.wait_for(self._changed.wait(), seconds)
+                await asyncio.wait_for(self._changed_since(seen), seconds)
+
+    async def _changed_since(self, seen: int) -> None:
+        async with self._changed:
+            # Of what changed while the last state was being sent, nobody was notified.
+            await self._changed.wait_for(lambda: self._changes != seen)
 
     def _seconds_until(self, ahead: int) -> int:
         each = statistics.median(self._took) if self._took else _USUAL_SECONDS
@@ -245,6 +251,7 @@ class Restorer:
     async def _tell(self) -> None:
         self._count()
         async with self._changed:
+            self._changes += 1
             self._changed.notify_all()
 
     async def _work(self) -> None:
@@ -329,8 +336,10 @@ class Restorer:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _send(self, job: Job, references: list[Path]) -> RestoredPhoto:
+        # As bytes: what is wrong with a file, the server knows best.
+        photo, *sent = await asyncio.to_thread(_read, [self._store.photo(job), *references])
         return await self._client.restore(
-            self._store.photo(job), references, timeout=self._settings.timeout, **job.options
+            photo, sent, timeout=self._settings.timeout, **job.options
         )
 
     async def _sweep(self) -> None:
@@ -339,6 +348,10 @@ class Restorer:
             for job in [one for one in self._jobs.values() if self._store.expired(one, keep)]:
                 await self.remove(job)
             await asyncio.sleep(min(_SWEEP_S, max(keep / 2, 0.1)))
+
+
+def _read(paths: Sequence[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
 
 
 def _with_names(restored: RestoredPhoto, job: Job) -> RestoredPhoto:

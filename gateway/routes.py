@@ -110,6 +110,18 @@ def _checked_key(key: str | None) -> str | None:
 
 async def _accept(gateway: Gateway, request: Request, owner: str, key: str | None) -> Job:
     """Read an upload, all of it onto the disk, and make a restoration of it."""
+    try:
+        return await _store(gateway, request, owner, key)
+    except OSError as error:
+        raise Problem(
+            507,
+            "not_writable",
+            "The upload cannot be kept",
+            f"{error.strerror}: the gateway's disk has no room or cannot be written to",
+        ) from error
+
+
+async def _store(gateway: Gateway, request: Request, owner: str, key: str | None) -> Job:
     async with contextlib.AsyncExitStack() as stack:
         form = await read_form(request, gateway.settings)
         stack.push_async_callback(form.close)
@@ -125,29 +137,21 @@ async def _accept(gateway: Gateway, request: Request, owner: str, key: str | Non
                 raise no_library()
             await gateway.library.path_of(name)
         before = [gateway.restorer.get(one, owner) for one in texts(form, "again")]
-        try:
-            incoming = stack.enter_context(gateway.store.incoming())
-            again = [(one.name, gateway.store.photo(one)) for one in before]
-            name, size, references = await save_files(form, again, incoming, gateway.settings)
-            job = Job(
-                id=secrets.token_hex(16),
-                owner=owner,
-                created=time.time(),
-                name=name,
-                size=size,
-                references=references,
-                library=tuple(library),
-                options=options,
-                key=key,
-            )
-            await asyncio.to_thread(gateway.store.accept, job, incoming)
-        except OSError as error:
-            raise Problem(
-                507,
-                "not_writable",
-                "The upload cannot be kept",
-                f"{error.strerror}: the gateway's disk has no room or cannot be written to",
-            ) from error
+        again = [(one.name, gateway.store.photo(one)) for one in before]
+        incoming = stack.enter_context(gateway.store.incoming())
+        name, size, references = await save_files(form, again, incoming, gateway.settings)
+        job = Job(
+            id=secrets.token_hex(16),
+            owner=owner,
+            created=time.time(),
+            name=name,
+            size=size,
+            references=references,
+            library=tuple(library),
+            options=options,
+            key=key,
+        )
+        await asyncio.to_thread(gateway.store.accept, job, incoming)
     return job
 
 

@@ -5,6 +5,8 @@ import { call, Problem, randomKey, upload, watch } from "./api.js";
 const AT_ONCE = 2;
 const REMEMBERED = "pikfix.restorations";
 const OFFLINE_TRIES = 5;
+// A browser opens six connections to a server: with a stream for each photo nothing else would pass.
+const STREAMS = 2;
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
@@ -12,6 +14,8 @@ export class Queue extends EventTarget {
   items = [];
   #waiting = [];
   #uploads = 0;
+  #unwatched = [];
+  #streams = 0;
 
   constructor(limits) {
     super();
@@ -74,6 +78,7 @@ export class Queue extends EventTarget {
   async remove(item) {
     this.items = this.items.filter((one) => one !== item);
     this.#waiting = this.#waiting.filter((one) => one !== item);
+    this.#unwatched = this.#unwatched.filter((one) => one !== item);
     this.#remember();
     this.#changed(item);
     if (item.id) {
@@ -127,23 +132,41 @@ export class Queue extends EventTarget {
     }
   }
 
+  /** Watch the oldest photos, which are done first; the others are asked for whenever one ends. */
   async #follow(item) {
     if (item.state === "done" || item.state === "failed") return;
+    if (this.#streams >= STREAMS) {
+      this.#unwatched.push(item);
+      return;
+    }
+    this.#streams += 1;
     try {
-      for await (const job of watch(item.id)) {
-        if (!job) {
-          this.items = this.items.filter((one) => one !== item);
-          this.#remember();
-          this.#changed(item);
-          return;
-        }
-        this.#enter(item, job);
-      }
+      for await (const job of watch(item.id)) this.#told(item, job);
     } catch (problem) {
       item.state = "failed";
       item.problem = problem;
       this.#changed(item);
+    } finally {
+      this.#streams -= 1;
     }
+    const next = this.#unwatched.shift();
+    if (next) this.#follow(next);
+    for (const other of [...this.#unwatched]) {
+      await call(`v1/restorations/${other.id}`).then(
+        async (answer) => this.#unwatched.includes(other) && this.#told(other, await answer.json()),
+        () => {}, // its own stream will tell
+      );
+    }
+  }
+
+  #told(item, job) {
+    if (job) {
+      this.#enter(item, job);
+      return;
+    }
+    this.items = this.items.filter((one) => one !== item);
+    this.#remember();
+    this.#changed(item);
   }
 
   #enter(item, job) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -226,6 +227,14 @@ def test_several_photos_wait_in_a_list_with_their_progress(page, fake, gateway, 
     page.click("#delete")
     expect(page.locator(".item")).to_have_count(3)
     until(lambda: len(gateway.kept()) == 3)
+
+
+def test_more_photos_than_a_browser_opens_connections(page, fake, gateway, make_png):
+    fake.gate.clear()
+    choose(page, *[(f"{n:02}.png", make_png(n)) for n in range(12)])
+    expect(page.get_by_text(re.compile("next in line|waiting, . before it"))).to_have_count(10)
+    fake.gate.set()
+    expect(page.locator("#count")).to_have_text("(12 of 12 done)")
 
 
 def test_a_full_queue_is_waited_for(browser, start, fake, make_png):

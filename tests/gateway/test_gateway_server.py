@@ -67,6 +67,8 @@ def test_a_photo_comes_back_as_the_client_gets_it(exported, web):
         answer = http.post("/v1/restorations", files={"photo": ("a.jpg", b"no picture")})
         assert (answer.status_code, answer.json()["code"]) == (422, "bad_photo")
         assert answer.json()["step"] == "decode_photo"
+        answer = http.post("/v1/restorations", files={"photo": ("a.jpg", bytes(10000))})
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_photo")
 
 
 def test_without_a_server_a_private_one_is_started(exported, web):
