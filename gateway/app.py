@@ -72,6 +72,7 @@ def create_app(settings: Settings, connect: Callable[[], AsyncPikFixClient]) -> 
         docs_url=None,
         redoc_url=None,
     )
+    app.state.gateway = gateway
     app.include_router(build(gateway))
     add_operations(app, gateway)
     add_service(app, gateway)

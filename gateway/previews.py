@@ -41,7 +41,7 @@ class Previews:
             return await self._do(_small, path, side)
 
     async def fainter(self, path: Path, format: str, strength: float, quality: int) -> bytes:
-        """A result with a share of its colours; see :func:`faded`.
+        """A result with a share of its colours, in sRGB; see :func:`faded`.
 
         Raises:
             Problem: 422; it cannot be read.
@@ -54,7 +54,9 @@ class Previews:
         try:
             data: bytes = await asyncio.to_thread(function, *args)
         except PhotoError as error:
-            raise Problem(422, error.code, "The picture cannot be shown", error.message) from error
+            raise Problem(
+                422, error.code, "The picture cannot be given so", error.message
+            ) from error
         return data
 
 
@@ -94,6 +96,12 @@ def faded(pixels: npt.NDArray[Any], strength: float) -> npt.NDArray[Any]:
 
 def _fainter(path: Path, format: str, strength: float, quality: int) -> bytes:
     photo = decode_photo(path.read_bytes())
+    if photo.photos > 1:
+        raise PhotoError(
+            "bad_options",
+            f"the result holds {photo.photos} photos, of which one alone would be left: restore the"
+            ' file with {"pages": "first"} for fainter colours, or take the result as it is',
+        )
     pixels = photo.pixels if photo.pixels.ndim == 2 else faded(photo.pixels, strength)
     if pixels.dtype != np.uint8:
         deep = holds_deep(format, grey=pixels.ndim == 2)

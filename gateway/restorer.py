@@ -71,6 +71,7 @@ class Restorer:
         self._uploads = 0
         self._changed = asyncio.Condition()
         self._changes = 0
+        self._closing = False
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
         self._workers: list[asyncio.Task[None]] = []
         self.answered_at = -math.inf
@@ -89,6 +90,11 @@ class Restorer:
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._settings.in_flight)]
         self._workers.append(asyncio.create_task(self._sweep()))
         self._count()
+
+    async def let_go(self) -> None:
+        """Answer those who wait for something: the gateway is about to end."""
+        self._closing = True
+        await self._tell()
 
     async def stop(self) -> None:
         """End; what is not finished is done by the next gateway on this folder."""
@@ -213,13 +219,16 @@ class Restorer:
         return job.id in self._jobs
 
     async def ended(self, job: Job) -> None:
-        """Return once a restoration has ended, or was removed."""
+        """Return once a restoration has ended or was removed, or the gateway is about to end."""
         async with self._changed:
-            await self._changed.wait_for(lambda: job.ended or not self.knows(job))
+            await self._changed.wait_for(lambda: job.ended or self._closing or not self.knows(job))
 
     async def changes(self, seconds: float) -> AsyncIterator[None]:
-        """Yield whenever anything changes, and after so many seconds without a change."""
-        while True:
+        """Yield whenever anything changes, and after so many seconds without a change.
+
+        It ends when the gateway is about to.
+        """
+        while not self._closing:
             seen = self._changes
             yield None
             with contextlib.suppress(asyncio.TimeoutError):

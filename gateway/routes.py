@@ -24,6 +24,7 @@ from pikfix.gateway.uploads import read_form, save_files, texts
 
 _HEARTBEAT_S = 10.0
 _LONGEST_KEY = 200
+_RESTART_S = 10
 
 
 def build(gateway: Gateway) -> APIRouter:
@@ -91,6 +92,15 @@ def _add_asking(router: APIRouter, gateway: Gateway) -> None:
         if not gateway.restorer.knows(job):
             raise Problem(
                 404, "not_found", "There is no such restoration", "it was deleted meanwhile"
+            )
+        if not job.ended:
+            raise Problem(
+                503,
+                "shutting_down",
+                "The gateway is being restarted",
+                f"the restoration goes on afterwards: ask for {place}/picture then",
+                retry_after=_RESTART_S,
+                headers={"Location": place},
             )
         response = picture_of(gateway, job)
         response.headers["Location"] = place

@@ -23,6 +23,11 @@ class _Server(uvicorn.Server):
         """Leave the signals to :func:`serve`."""
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; first of all the streams that would otherwise go on for as long as they may."""
+        await self.config.app.state.gateway.restorer.let_go()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens.

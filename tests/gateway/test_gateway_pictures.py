@@ -10,8 +10,8 @@ import skimage.color
 from PIL import Image
 from skimage import data
 
-from pikfix.gateway.previews import faded
-from pikfix.photos import encode_photo
+from pikfix.gateway.previews import _fainter, faded
+from pikfix.photos import PhotoError, encode_photo
 from pikfix.references.errors import LibraryError
 
 
@@ -79,6 +79,13 @@ def test_a_fainter_result_keeps_what_the_file_says(gateway, fake):
     assert "old-restored.png" in answer.headers["content-disposition"]
     for wrong in ("-0.1", "1.1", "x", "nan"):
         assert gateway.http.get(f"{place}?strength={wrong}").status_code == 400
+
+
+def test_a_result_of_several_photos_loses_none_to_fainter_colours(tmp_path):
+    pages = [Image.new("RGB", (64, 48), (200, n, 30)) for n in range(3)]
+    pages[0].save(tmp_path / "result", "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(PhotoError, match="holds 3 photos"):
+        _fainter(tmp_path / "result", "tiff", 0.5, 95)
 
 
 def test_a_photo_is_restored_once_more_without_being_sent_again(gateway, fake, make_png):

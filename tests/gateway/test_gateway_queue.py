@@ -7,6 +7,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import fake_triton
@@ -208,3 +209,28 @@ def test_without_the_extra_one_line_says_what_to_install():
 def test_the_folder_is_for_its_owner_alone(web, tmp_path):
     web()
     assert (tmp_path / "jobs").stat().st_mode & 0o077 == 0
+
+
+def test_a_gateway_with_watchers_ends_in_order(web, server, make_png, until):
+    process, http = web()
+    server.answer = fake_triton.hang
+    files = {"photo": ("a.png", make_png())}
+    job = http.post("/v1/restorations", files=files, headers={"Prefer": "respond-async"}).json()
+    until(lambda: server.requests)
+    answers = []
+    waiting = threading.Thread(
+        target=lambda: answers.append(http.post("/v1/restorations", files=files))
+    )
+    waiting.start()
+    until(lambda: len(server.requests) == 2)
+    with http.stream("GET", job["links"]["events"]) as events:
+        process.terminate()
+        assert "event: restoration" in list(events.iter_lines())
+    assert process.wait(timeout=20) == 0
+    waiting.join()
+    assert (answers[0].status_code, answers[0].json()["code"]) == (503, "shutting_down")
+    assert "Traceback" not in process.stderr.read()
+    server.answer = fake_triton.answer
+    _, http = web()
+    place = f"{answers[0].headers['location']}/picture"
+    until(lambda: http.get(place).status_code == 200)
