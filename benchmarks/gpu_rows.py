@@ -72,7 +72,7 @@ class Plan:
     networks: dict[str, Row | None] = field(
         default_factory=lambda: {"compact": None, "paper": {"preset": "paper"}}
     )
-    packages: tuple[str, ...] = ("similarity", "restore", "tone", "colorize")
+    packages: tuple[str, ...] = ("similarity", "damage", "restore", "tone", "colorize")
     crash: str | None = None
 
     @property

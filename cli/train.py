@@ -15,7 +15,7 @@ import typer
 from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
 from pikfix.systems.registry import system_of
-from pikfix.training.config import PARTS, TERMS, ColorInput, Precision, Schedule, preset
+from pikfix.training.config import SUBNETS, TERMS, ColorInput, Precision, Schedule, preset
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train, usual_precision
 from pikfix.training.stage_run import StageConfig, train_stage
@@ -216,7 +216,7 @@ def _preset(system: str, name: str) -> Any:
 def _origin(word: str, system: str) -> tuple[str | None, Path]:
     """Split `[SUBNET=]CHECKPOINT`; a stage of another system has the name of what it trains."""
     part, equals, path = word.partition("=")
-    if equals and part in (PARTS if system == "pikfix" else system_of(system).stages):
+    if equals and part in (SUBNETS if system == "pikfix" else system_of(system).stages):
         return part, Path(path)
     return None, Path(word)
 
@@ -245,6 +245,8 @@ def _parse(text: str, kind: Any, where: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item = arguments[0]
         return tuple(_parse(part, item, where) for part in text.split(","))
+    if dataclasses.is_dataclass(kind):
+        raise UsageError(f"{where}: give none, or train it as a system of its own and --init it")
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{where}: give true or false")

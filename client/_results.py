@@ -97,6 +97,8 @@ class Report:
         references: the references used, none if the photo was left grey.
         colorized: whether the result has colour.
         mean_confidence: mean highest correlation with the references, in [-1, 1].
+        damaged_share: share of the photo that was taken for damage and filled, in [0, 1]; None
+            from a server that does not look for damage, and of what comes back as it was.
         seconds: time spent in the steps.
         model_version: version of the exported networks.
         warnings: what the caller should know, such as why the photo was left grey.
@@ -116,6 +118,7 @@ class Report:
     warnings: tuple[str, ...]
     model_sha256: str | None = None
     digital_source_type: str | None = None
+    damaged_share: float | None = None
 
     @property
     def restored(self) -> bool:
@@ -178,6 +181,7 @@ class Report:
             warnings=tuple(str(one) for one in values["warnings"]),
             model_sha256=_text_or_none(values.get("model_sha256")),
             digital_source_type=_text_or_none(values.get("digital_source_type")),
+            damaged_share=_number_or_none(values.get("damaged_share")),
         )
 
 

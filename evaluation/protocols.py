@@ -29,8 +29,7 @@ from pikfix.training.degradation import STRUCTURED, UNSTRUCTURED, DegradationCon
 class Colorizer(Structural):
     """The part of `pikfix.networks.PikFix` that the protocols call; shapes and ranges as there."""
 
-    @property
-    def restoration(self) -> Callable[[Tensor], Tensor]:
+    def restored(self, photo_l: Tensor) -> Tensor:
         """photo_l [B, 1, H, W] -> restored_l."""
         ...
 
@@ -54,7 +53,7 @@ class PikFixProtocol(Protocol):
 
     def restored(self, model: Colorizer, luminance: Tensor) -> Tensor:
         """A luminance [1, H, W] restored."""
-        restored = model.restoration(luminance[None].to(self.setting.device))
+        restored = model.restored(luminance[None].to(self.setting.device))
         return restored[0].float().cpu().clamp(-1, 1)
 
     def colorized(self, model: Colorizer, luminance: Tensor, pictures: list[Tensor]) -> Tensor:

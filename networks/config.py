@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from pikfix.networks.damage import DamageConfig
+
 SimilarityScales = Literal["none", "single", "multi"]
 Fusion = Literal["input_ab", "multi_scale_ab", "single_scale_histogram", "multi_scale_histogram"]
 
@@ -23,6 +25,9 @@ _RENAMED = {
 @dataclass(frozen=True)
 class PikFixConfig:
     """Every choice that changes a tensor's shape or a network's arithmetic.
+
+    `damage` finds and fills damage before anything else (`pikfix.networks.damage`); None, as
+    published, leaves that to restoration.
 
     Restoration (Pik-Fix, sec. 3.1): `restoration_levels` are the downsampling factors of the
     inputs; `(1,)` is the single-level ablation of table 6. Each level has `restoration_blocks`
@@ -51,6 +56,8 @@ class PikFixConfig:
     """
 
     name: str = "custom"
+
+    damage: DamageConfig | None = None
 
     restoration_levels: tuple[int, ...] = (1, 4, 8)
     restoration_channels: int = 64
@@ -160,6 +167,8 @@ class PikFixConfig:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        if isinstance(values.get("damage"), dict):
+            fields["damage"] = DamageConfig.from_dict(values["damage"])
         return cls(**fields)
 
 
@@ -167,6 +176,7 @@ PRESETS: dict[str, PikFixConfig] = {
     "paper": PikFixConfig(name="paper"),
     "compact": PikFixConfig(
         name="compact",
+        damage=DamageConfig(name="compact"),
         restoration_channels=24,
         restoration_growth=12,
         restoration_coarse_channels=(40, 64),

@@ -22,7 +22,8 @@ _KNOWN = 1e-3  # a share of known pixels that counts as none
 class DamageConfig:
     """Every choice that changes a tensor's shape or the networks' arithmetic.
 
-    detector_channels, filler_channels: of the U-Nets' levels, from the finest.
+    detector_channels, filler_channels: of the U-Nets' levels, from the finest; without a filler
+        (no channels) holes are filled smoothly from their surroundings.
     limit: longest side at which damage is found and filled; a larger photo is shrunk to it.
     threshold: probability at which a place counts as half damaged.
     margin: pixels, at that size, that a found place is widened by.
@@ -41,6 +42,8 @@ class DamageConfig:
     def __post_init__(self) -> None:
         for name in ("detector_channels", "filler_channels"):
             channels = getattr(self, name)
+            if name == "filler_channels" and not channels:
+                continue
             if not 2 <= len(channels) <= 5 or min(channels) < 1:
                 raise ValueError(f"{name} is {channels}: two to five positive numbers")
         if self.limit < 32 or self.limit % 32:
@@ -78,12 +81,13 @@ class Damage(nn.Module):
         super().__init__()
         self.config = config
         self.detector = UNet(1, 1, config.detector_channels)
-        self.filler = UNet(3, 1, config.filler_channels)
+        self.filler = UNet(3, 1, config.filler_channels) if config.filler_channels else None
         # Untrained, it finds little; damage is rare.
         nn.init.constant_(self.detector.output.get_parameter("bias"), -2.5)
-        # Untrained, it leaves the smooth filling as it is.
-        for parameter in self.filler.output.parameters():
-            nn.init.zeros_(parameter)
+        if self.filler is not None:
+            # Untrained, it leaves the smooth filling as it is.
+            for parameter in self.filler.output.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, photo_l: Tensor) -> tuple[Tensor, Tensor]:
         """Find and fill.
@@ -130,6 +134,8 @@ class Damage(nn.Module):
         """
         hole = (4 * mask).clamp(0, 1)
         smooth = smoothly_filled(photo_l, hole)
+        if self.filler is None:
+            return smooth
         change = self.filler(torch.cat((smooth, photo_l, hole), dim=1))
         filled: Tensor = smooth + hole * change
         return filled

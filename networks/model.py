@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pikfix.networks.colorization import Colorization
 from pikfix.networks.config import PikFixConfig
+from pikfix.networks.damage import Damage
 from pikfix.networks.restoration import Restoration
 from pikfix.networks.similarity import Similarity
 from pikfix.networks.sizes import WORKING_LIMIT, resize_antialiased, working_size
@@ -35,6 +36,7 @@ class PikFix(nn.Module):
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         self.config = config
+        self.damage = Damage(config.damage) if config.damage else None
         self.restoration = Restoration(config)
         self.similarity = Similarity(config)
         self.colorization = Colorization(config)
@@ -49,8 +51,14 @@ class PikFix(nn.Module):
         Returns:
             All tensors of the served pipeline; `ab` is at the working size.
         """
-        restored_l = self.restoration(photo_l)
+        restored_l = self.restored(photo_l)
         working_l = to_working(restored_l)
         warped, confidence = self.similarity(working_l, reference_lab)
         ab = self.colorization(working_l, warped, confidence)
         return PikFixOutput(restored_l, working_l, warped, confidence, ab)
+
+    def restored(self, photo_l: Tensor) -> Tensor:
+        """The photos with damage filled, where the configuration finds it, and restored."""
+        filled_l = photo_l if self.damage is None else self.damage(photo_l)[0]
+        restored_l: Tensor = self.restoration(filled_l)
+        return restored_l

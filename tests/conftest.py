@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from pikfix.export import Manifest, export_checkpoint, read_manifest
 from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
+from pikfix.networks.damage import DamageConfig
 
 # How long an example takes depends on what else the machine does, and is not under test.
 # The examples are the same in every run.
@@ -50,6 +51,7 @@ def tiny_config() -> PikFixConfig:
     """The paper's layout, every width cut down."""
     return PikFixConfig(
         name="tiny",
+        damage=DamageConfig("tiny", (4, 6), (4, 6), limit=128),
         restoration_channels=8,
         restoration_growth=4,
         restoration_coarse_channels=(12, 16),
@@ -107,7 +109,11 @@ def checkpoint(tiny_config: PikFixConfig, tmp_path_factory: pytest.TempPathFacto
     def write(folder: Path) -> None:
         torch.manual_seed(0)
         model = PikFix(tiny_config)
-        for layer in (model.restoration.output, model.colorization.output):
+        for layer in (
+            model.damage.filler.output,
+            model.restoration.output,
+            model.colorization.output,
+        ):
             torch.nn.init.normal_(layer.weight, std=0.05)
         torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
         save_checkpoint(model, folder / "tiny.safetensors", {"steps": "0"})

@@ -10,6 +10,8 @@ from pikfix.networks import PRESETS, PikFixConfig
 
 PARTS = ("restoration", "similarity", "colorization")
 """The sub-nets that can be trained separately."""
+SUBNETS = ("damage", *PARTS)
+"""What a run can start from another checkpoint's weights of."""
 TONE = "tone"
 """The end of restoration, which can be trained alone as well: its levels then stay as they are."""
 

@@ -21,7 +21,7 @@ from torch import nn
 from pikfix.kernels import cpu
 from pikfix.networks import CheckpointError, PikFix
 from pikfix.systems.checkpoint import Loaded, load
-from pikfix.training.config import PARTS, Precision, TrainConfig, differences
+from pikfix.training.config import SUBNETS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError, in_one_line
 from pikfix.training.features import FeatureNet, load_feature_net
@@ -289,8 +289,8 @@ def launched(precision: Precision, options: RunOptions) -> Fabric:
     return fabric
 
 
-def loaded(path: Path, system: str) -> Loaded:
-    """A checkpoint to start from.
+def loaded(path: Path, system: str, part: str | None = None) -> Loaded:
+    """A checkpoint to start from: of a system, or of the one that a part of it is by itself.
 
     Raises:
         TrainingError: it cannot be read, or is of another system.
@@ -299,26 +299,32 @@ def loaded(path: Path, system: str) -> Loaded:
         found = load(path)
     except CheckpointError as error:
         raise TrainingError(str(error)) from error
-    if found.system.name != system:
+    if found.system.name not in (system, part):
         raise TrainingError(f"{path} is of the system {found.system.name}, not of {system}")
     return found
 
 
 def start_from(network: nn.Module, source: Loaded, part: str | None, path: Path) -> None:
-    """Load the weights of a checkpoint, or of one part of it, into a network of its system.
+    """Load the weights of a checkpoint, or of one part of it, into a network.
+
+    A checkpoint of the system that the part is by itself gives all its weights to that part.
 
     Raises:
         TrainingError: they do not fit; the message names what differs.
     """
+    config: Any = network.config
+    ours, its = config.to_dict(), source.model
+    own = network
     try:
-        own, its = (
-            module if part is None else module.get_submodule(part)
-            for module in (network, source.model)
-        )
+        if part is not None:
+            own = network.get_submodule(part)
+            if source.system.name == part:
+                ours = ours[part] or {}
+            else:
+                its = its.get_submodule(part)
         own.load_state_dict(its.state_dict())
     except (AttributeError, RuntimeError) as error:
-        config: Any = network.config
-        changed = differences(source.config.to_dict(), config.to_dict())
+        changed = differences(source.config.to_dict(), ours)
         raise TrainingError(
             f"{path} is of another network ({'; '.join(changed)}): use its own preset and ablations"
         ) from error
@@ -326,9 +332,14 @@ def start_from(network: nn.Module, source: Loaded, part: str | None, path: Path)
 
 def _init(net: PikFix, part: str | None, path: Path) -> None:
     """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ."""
-    if part is not None and part not in PARTS:
-        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(PARTS)}")
-    start_from(net, loaded(path, "pikfix"), part, path)
+    if part is not None and part not in SUBNETS:
+        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(SUBNETS)}")
+    source = loaded(path, "pikfix", part)
+    model: Any = source.model
+    if part is None and model.damage is None:
+        # One that leaves damage to restoration: those networks stay as they are.
+        model.damage = net.damage
+    start_from(net, source, part, path)
 
 
 def _neighbours(

@@ -134,6 +134,9 @@ class DamageStage(Stage):
     """A stage that trains one of the two networks.
 
     Every tenth stamp is kept for validation.
+
+    Raises:
+        TrainingError: the configuration has no such network, or the stamps cannot be read.
     """
 
     network: Damage
@@ -147,6 +150,8 @@ class DamageStage(Stage):
     def __init__(self, material: Material) -> None:
         config, stamps = material.config, read_stamps(material.stamps)
         self.network = material.network
+        if getattr(self.network, self.part) is None:
+            raise TrainingError(f"these damage networks have no {self.part}: choose another preset")
         self.photos = len(material.photos)
         self.data = DamageBatches(
             material.photos,

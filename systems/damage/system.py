@@ -6,9 +6,16 @@ import numpy as np
 import torch
 
 from pikfix.networks.damage import Damage, DamageConfig
-from pikfix.systems.base import Case, System
-from pikfix.systems.damage.steps import NAME, steps
+from pikfix.systems.base import Case, Step, System
+from pikfix.systems.damage.steps import damage_step
 from pikfix.systems.samples import aged, photo_like_lab
+
+NAME = "damage"
+
+
+def steps(config: DamageConfig) -> tuple[Step, ...]:
+    """The one step."""
+    return (damage_step(NAME, config, lambda model: model),)
 
 
 def sample_inputs(rng: np.random.Generator, case: Case) -> dict[str, torch.Tensor]:

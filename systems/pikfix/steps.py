@@ -10,10 +10,10 @@ from pikfix.networks import PYRAMID_LEVELS, SIDE_MULTIPLE, PikFix, PikFixConfig,
 from pikfix.networks.restoration import Restoration
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.systems.base import Ensemble, Model, Step, TensorSpec
+from pikfix.systems.damage.steps import DAMAGE_MASK, FILLED_L, PHOTO_L, damage_step
 
 NAME = "pikfix"
 
-PHOTO_L = TensorSpec("photo_l", (1, "H", "W"))
 REPAIRED_L = TensorSpec("repaired_l", (1, "H", "W"))
 RESTORED_L = TensorSpec("restored_l", (1, "H", "W"))
 WORKING_L = TensorSpec("working_l", (1, "h", "w"))
@@ -33,7 +33,7 @@ REPORT = TensorSpec("report", (1,), "BYTES")
 
 
 class RestoreStep(nn.Module):
-    """photo_l to repaired_l: what may be computed in tiles."""
+    """filled_l to repaired_l: what may be computed in tiles."""
 
     def __init__(self, model: PikFix) -> None:
         super().__init__()
@@ -41,21 +41,21 @@ class RestoreStep(nn.Module):
         self.restoration: Restoration = copy.copy(model.restoration)
         self.restoration._modules = {**model.restoration._modules, "tone": None}
 
-    def forward(self, photo_l: Tensor) -> Tensor:
-        return self.restoration.repaired(photo_l)
+    def forward(self, filled_l: Tensor) -> Tensor:
+        return self.restoration.repaired(filled_l)
 
 
 class ToneStep(nn.Module):
-    """photo_l and repaired_l, whole photos, to restored_l and working_l."""
+    """filled_l and repaired_l, whole photos, to restored_l and working_l."""
 
     def __init__(self, model: PikFix) -> None:
         super().__init__()
         self.tone = model.restoration.tone
 
-    def forward(self, photo_l: Tensor, repaired_l: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, filled_l: Tensor, repaired_l: Tensor) -> tuple[Tensor, Tensor]:
         restored_l = repaired_l
         if self.tone is not None:
-            restored_l = self.tone.set(photo_l, repaired_l).clamp(-1, 1)
+            restored_l = self.tone.set(filled_l, repaired_l).clamp(-1, 1)
         return restored_l, to_working(restored_l)
 
 
@@ -91,9 +91,10 @@ def steps(config: PikFixConfig) -> tuple[Step, ...]:
         for i in range(PYRAMID_LEVELS)
     )
     return (
+        damage_step(NAME, config, lambda model: model.damage),
         Step(
             "restore",
-            (PHOTO_L,),
+            (FILLED_L,),
             (REPAIRED_L,),
             system=NAME,
             config=config,
@@ -106,7 +107,7 @@ def steps(config: PikFixConfig) -> tuple[Step, ...]:
         ),
         Step(
             "tone",
-            (PHOTO_L, REPAIRED_L),
+            (FILLED_L, REPAIRED_L),
             (RESTORED_L, WORKING_L),
             system=NAME,
             config=config,
@@ -143,10 +144,14 @@ def steps(config: PikFixConfig) -> tuple[Step, ...]:
 
 PYTHON_STEPS = (
     Model("decode_photo", (PHOTO, REFERENCE, OPTIONS), (PHOTO_L, REFERENCE_LAB, PHOTO_INFO)),
-    Model("encode_photo", (RESTORED_L, AB, *CONFIDENCE, SHARE, PHOTO_INFO), (RESULT, REPORT)),
+    Model(
+        "encode_photo",
+        (RESTORED_L, DAMAGE_MASK, AB, *CONFIDENCE, SHARE, PHOTO_INFO),
+        (RESULT, REPORT),
+    ),
 )
 
-_NETWORKS = ("restore", "tone", "similarity", "colorize")
+_NETWORKS = ("damage", "restore", "tone", "similarity", "colorize")
 
 ENSEMBLES = (
     Ensemble(TENSOR_MODEL, (PHOTO_L, REFERENCE_LAB), (RESTORED_L, AB), steps=_NETWORKS),

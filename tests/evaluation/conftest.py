@@ -21,7 +21,7 @@ class FakeModel:
         self.colourless = colourless
         self.reference_counts = []
 
-    def restoration(self, photo_l):
+    def restored(self, photo_l):
         return photo_l
 
     def similarity(self, working_l, reference_lab):

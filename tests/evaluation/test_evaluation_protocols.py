@@ -107,7 +107,7 @@ def test_restore_of_an_identity_equals_the_input(run):
 
 
 def test_restore_measures_the_restoration(run, model):
-    model.restoration = lambda luminance: luminance * 0
+    model.restored = lambda luminance: luminance * 0
     result = run("restore")
     assert result.means["model"]["psnr"] < result.means["input"]["psnr"]
     assert result.means["clean_input"]["psnr"] < 20
@@ -284,7 +284,7 @@ def test_kinds_of_an_identity_gain_nothing(run):
 
 
 def test_kinds_shows_who_does_harm(run, model):
-    model.restoration = lambda luminance: luminance + 0.1
+    model.restored = lambda luminance: luminance + 0.1
     result = run("kinds")
     assert result.means["none"]["psnr"] == pytest.approx(26, abs=0.5)
     assert result.means["scratches"]["gain"] < -5

@@ -103,6 +103,7 @@ def test_report(steps, text, save, reference):
         ],
         "colorized": True,
         "mean_confidence": 0.5,
+        "damaged_share": None,
         "model_version": "unknown",
         "model_sha256": None,
         "digital_source_type": provenance.COMPOSITE,
@@ -277,6 +278,24 @@ def test_confidence_leaves_the_padding_out(steps, text, save, reference):
         level[..., : side // 2, : side // 2] = 0.1 * i
     (answer,) = encode.run({**request, **maps})
     assert opened(answer)[1]["mean_confidence"] == pytest.approx(0.15, abs=1e-4)
+
+
+def test_the_share_that_was_filled_leaves_the_padding_out(steps, text, save, reference):
+    decode, encode = steps
+    photo = data.camera()[:64, :64]
+    (decoded,) = decode.run({"photo": text([save(photo)]), "reference": text([save(reference)])})
+    light = decoded["photo_l"]  # padded to 128 x 128
+    mask = np.ones_like(light)
+    mask[..., :64, :64] = 0
+    mask[..., 10:18, :32] = 0.25
+    request = {
+        "restored_l": light,
+        "damage_mask": mask,
+        "ab": np.zeros((1, 2, 32, 32), np.float32),
+        "photo_info": decoded["photo_info"],
+    }
+    (answer,) = encode.run(request)
+    assert opened(answer)[1]["damaged_share"] == 8 * 32 / 64**2
 
 
 def test_report_without_confidences(steps, text, save, reference):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pikfix.networks import PRESETS, PikFix, PikFixConfig, working_size
+from pikfix.networks.damage import Damage
 
 SIDES = st.integers(1, 20_000)
 
@@ -31,7 +34,7 @@ def test_large_photos_keep_their_aspect() -> None:
 
 
 def test_compact_stays_within_its_budget() -> None:
-    model = PikFix(PRESETS["compact"]).eval()
+    model = PikFix(dataclasses.replace(PRESETS["compact"], damage=None)).eval()
     assert sum(p.numel() for p in model.parameters()) <= 12_000_000
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 1, 256, 256), torch.zeros(1, 1, 3, 256, 256))
@@ -40,6 +43,17 @@ def test_compact_stays_within_its_budget() -> None:
     per_pair = 2 * (config.feature_channels + config.warped_channels)
     pairs = sum((256 >> scale + 2) ** 4 for scale in range(4))
     assert counter.get_total_flops() + per_pair * pairs <= 45e9
+
+
+def test_compact_damage_networks_stay_within_theirs() -> None:
+    config = PRESETS["compact"].damage
+    assert config is not None
+    model = Damage(config).eval()
+    for network in (model.detector, model.filler):
+        assert sum(p.numel() for p in network.parameters()) <= 3_000_000
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 512, 512))
+    assert counter.get_total_flops() <= 2 * 12e9
 
 
 def test_output_of_an_untrained_network_is_grey(tiny_config: PikFixConfig) -> None:

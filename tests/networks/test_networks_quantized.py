@@ -154,7 +154,7 @@ def test_a_step_survives_its_file(tiny: PikFix, name: str, tmp_path: Path) -> No
     step, module = step_of(tiny.config, name), module_of(tiny, name)
     with torch.inference_mode():
         warped, confidence = tiny.similarity(luminance, reference)
-    inputs = {"photo_l": luminance, "working_l": luminance}
+    inputs = {"filled_l": luminance, "working_l": luminance}
     inputs |= {f"warped_{i}": value for i, value in enumerate(warped, 1)}
     inputs |= {f"confidence_{i}": value for i, value in enumerate(confidence, 1)}
     ranges = input_ranges(module, lambda: run_step(module, step, inputs))

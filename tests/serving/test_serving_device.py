@@ -147,7 +147,7 @@ def test_tiles_equal_the_whole(server: RunningServer, on_cpu: Path) -> None:
         {"photo_l": torch.from_numpy(image)}
     )
     with grpc.InferenceServerClient(server.grpc_url) as client:
-        answer = client.infer("restore", tensors(photo_l=image))
+        answer = client.infer("restore", tensors(filled_l=image))
     for name, value in whole.items():
         assert compare(value.numpy(), answer.as_numpy(name)).max_abs <= 2**-8, name
 
@@ -159,11 +159,11 @@ def test_errors_are_those_of_the_cpu(server: RunningServer) -> None:
     holes[0, 0, 3, 3] = np.nan
     with grpc.InferenceServerClient(server.grpc_url) as client:
         with pytest.raises(InferenceServerException, match=r"\[restore\] bad_tensor: .* NaN"):
-            client.infer("restore", tensors(photo_l=holes))
+            client.infer("restore", tensors(filled_l=holes))
         with pytest.raises(InferenceServerException, match=r"\[similarity\] bad_tensor: .* of 32"):
             client.infer("similarity", tensors(working_l=image[..., :40], reference_lab=reference))
         with pytest.raises(InferenceServerException, match=r"\[restore\] bad_tensor: .* is empty"):
-            client.infer("restore", tensors(photo_l=image[..., :0]))
+            client.infer("restore", tensors(filled_l=image[..., :0]))
     assert server.health().healthy
 
 

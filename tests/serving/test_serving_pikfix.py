@@ -78,7 +78,15 @@ def test_every_model_is_ready(triton: grpc.InferenceServerClient) -> None:
     index = triton.get_model_repository_index(as_json=True)["models"]
     assert {entry["name"]: entry["state"] for entry in index} == dict.fromkeys(
         [
-            *("restore", "tone", "similarity", "colorize", "decode_photo", "encode_photo"),
+            *(
+                "damage",
+                "restore",
+                "tone",
+                "similarity",
+                "colorize",
+                "decode_photo",
+                "encode_photo",
+            ),
             *("pikfix", "pikfix_photo"),
         ],
         "READY",

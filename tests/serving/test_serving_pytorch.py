@@ -82,7 +82,7 @@ def test_tiles_equal_the_whole(server: RunningServer, checkpoint: Path) -> None:
     image = photo(1, 1, 608, 352)
     assert image.size > TILE_PIXELS
     with grpc.InferenceServerClient(server.grpc_url) as client:
-        answer = client.infer("restore", tensors(photo_l=image))
+        answer = client.infer("restore", tensors(filled_l=image))
     step = inference_step(load_checkpoint(checkpoint), "restore", "bf16")
     whole = step({"photo_l": torch.from_numpy(image)})
     # A tile's place in memory may change the order of a sum: one unit in the last of 8 bits.
@@ -97,10 +97,10 @@ def test_errors_are_those_of_the_other_backend(server: RunningServer) -> None:
     late = int(time.time() * 1000) - 1000
     with grpc.InferenceServerClient(server.grpc_url) as client:
         with pytest.raises(InferenceServerException, match=r"\[restore\] bad_tensor: .* NaN"):
-            client.infer("restore", tensors(photo_l=holes))
+            client.infer("restore", tensors(filled_l=holes))
         with pytest.raises(InferenceServerException, match=r"\[similarity\] bad_tensor: .* of 32"):
             client.infer("similarity", tensors(working_l=image[..., :40], reference_lab=reference))
-        with pytest.raises(InferenceServerException, match=r"\[restore\] deadline_exceeded: "):
+        with pytest.raises(InferenceServerException, match=r"\[damage\] deadline_exceeded: "):
             client.infer(
                 "pikfix",
                 tensors(photo_l=image, reference_lab=reference),

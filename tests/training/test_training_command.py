@@ -44,6 +44,7 @@ def test_the_papers_ablations_train(photo_folder, tmp_path, ablation):
     [
         (("--ablation", "bin=3"), "--ablation bin=3: give NAME=VALUE with one of name,"),
         (("--ablation", "bins=many"), "give a whole number"),
+        (("--ablation", "damage=some"), "--ablation damage=some: give none"),
         (("--ablation", "similarity=some"), "similarity is 'some'"),
         (("--loss", "chroma"), "give NAME=VALUE"),
         (("--loss", "chroma=-1"), "at least 0"),
@@ -182,9 +183,15 @@ def test_stages_belong_to_their_system(photo_folder, tmp_path, capsys):
     assert "a stamp that cannot be read (cannot identify image file" in capsys.readouterr().err
 
 
-def test_another_systems_checkpoint_is_no_start(photo_folder, tmp_path, capsys):
+def test_a_whole_network_takes_damage_networks_in(photo_folder, tmp_path, capsys):
     words = ("--stage", "detector", "--steps", "1")
     assert _train_damage(photo_folder, tmp_path / "damage", *words) == 0
-    damage = str(tmp_path / "damage" / "model.safetensors")
-    assert _train(photo_folder, tmp_path / "run", "--steps", "0", "--init", damage) == 1
-    assert "is of the system damage, not of pikfix" in capsys.readouterr().err
+    damage = tmp_path / "damage" / "model.safetensors"
+    old = tmp_path / "old"
+    assert _train(photo_folder, old, "--steps", "0", "--ablation", "damage=none") == 0
+    origins = ("--init", str(old / "model.safetensors"), "--init", f"damage={damage}")
+    words = ("--steps", "0", *origins)
+    assert _train(photo_folder, tmp_path / "refused", *words) == 1
+    error = capsys.readouterr().err
+    assert "detector_channels: " in error
+    assert "temperature: " not in error

@@ -2,6 +2,7 @@
 
 Inputs, with a batch dimension B:
     restored_l          FP32 [B, 1, H, W]   L/50 - 1 of the padded photo
+    damage_mask         FP32 [B, 1, H, W], optional: above 0 where damage was filled, for the report
     ab                  FP32 [B, 2, h, w]   a/110, b/110 at the working size
     confidence_1..4     FP32 [B, 1, h_i, w_i], optional: highest correlations, for the report
     reference_share     FP32 [B, R], optional   each reference's share of the matches
@@ -83,14 +84,17 @@ class TritonPythonModel:
             for name in CONFIDENCES
             if pb_utils.get_input_tensor_by_name(request, name) is not None
         ]
+        mask = None
+        if pb_utils.get_input_tensor_by_name(request, "damage_mask") is not None:
+            mask = _tensor(request, "damage_mask", channels=1)
         share = pb_utils.get_input_tensor_by_name(request, "reference_share")
         shares = None if share is None else share.as_numpy()
-        parts = [restored_l, ab, *confidences, *([] if shares is None else [shares])]
+        parts = [restored_l, ab, *confidences, *(p for p in (mask, shares) if p is not None)]
         if any(len(part) != len(noted) for part in parts):
             raise PhotoError(
                 "bad_tensor",
-                "restored_l, ab, confidence_i, reference_share and photo_info must agree in batch"
-                f" size, got {[*map(len, parts), len(noted)]}",
+                "restored_l, damage_mask, ab, confidence_i, reference_share and photo_info must"
+                f" agree in batch size, got {[*map(len, parts), len(noted)]}",
             )
         results, reports = [], []
         for number, notes in enumerate(noted):
@@ -98,6 +102,8 @@ class TritonPythonModel:
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]
             result, report = self._one(restored_l[number, 0], ab[number], maps, notes)
+            if mask is not None and (notes.kept is None or notes.kept.place is not None):
+                report["damaged_share"] = _damaged_share(mask[number, 0], notes.size)
             if shares is not None:
                 _enter_shares(report["references"], shares[number])
             report["seconds"] = {
@@ -173,6 +179,7 @@ class TritonPythonModel:
             "references": notes.references,
             "colorized": notes.colorize,
             "mean_confidence": confidence,
+            "damaged_share": None,
             "model_version": self.model_version,
             "model_sha256": self.model_sha256,
             "digital_source_type": provenance.source_type_of(xmp),
@@ -224,6 +231,11 @@ def _mean_confidence(
         columns = math.ceil(level.shape[1] * size[1] / padded[1])
         means.append(float(crop(level, (rows, columns)).mean()))
     return round(sum(means) / len(means), 4)
+
+
+def _damaged_share(mask: npt.NDArray[Any], size: tuple[int, int]) -> float:
+    """Share of the photo that was filled, its padding left out."""
+    return round(float((crop(mask, size) > 0).mean()), 4)
 
 
 def _tensor(request: Any, name: str, channels: int) -> npt.NDArray[Any]:
