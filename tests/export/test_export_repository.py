@@ -108,13 +108,13 @@ def test_joined_tiles_get_the_tone_of_the_whole_photo(exported: Exported, checkp
     halo = step_of(load_checkpoint(checkpoint).config, "restore").halo
     assert halo is not None
     whole, *tiles = (
-        restore.run(["repaired_l"], {"photo_l": part})[0]
+        restore.run(["repaired_l"], {"filled_l": part})[0]
         for part in (photo, photo[:, :, : 320 + halo], photo[:, :, 320 - halo :])
     )
     joined = np.concatenate((tiles[0][:, :, :320], tiles[1][:, :, halo:]), axis=2)
     np.testing.assert_allclose(joined, whole, atol=1e-5)
     tone = ort.InferenceSession(folder / "tone" / "1" / "model.onnx")
-    restored, _ = tone.run(["restored_l", "working_l"], {"photo_l": photo, "repaired_l": joined})
+    restored, _ = tone.run(["restored_l", "working_l"], {"filled_l": photo, "repaired_l": joined})
     assert np.abs(restored - joined).max() > 1e-2
     with torch.no_grad():
         expected = load_checkpoint(checkpoint).restoration(torch.from_numpy(photo))

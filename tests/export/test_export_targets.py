@@ -127,7 +127,7 @@ def test_only_a_pure_and_versioned_step_is_cached() -> None:
             n for n, c in configs(target, "onnxruntime", device).items() if c.response_cache.enable
         }
         # Triton's cache refuses buffers on a GPU, and says so for each photo.
-        assert cached == ({"restore"} if (target, device) == ("ngc", "cpu") else set())
+        assert cached == ({"damage", "restore"} if (target, device) == ("ngc", "cpu") else set())
 
 
 SMALL = Capacity(
@@ -243,7 +243,7 @@ def test_profiles_follow_the_largest_shapes() -> None:
     ranges = profile_of(
         SUBNETS["restore"], Largest(4, 96), reference_side=DEFAULT_REFERENCE_SIDE
     ).ranges
-    assert ranges["photo_l"].largest == (4, 1, 96, 96)
+    assert ranges["filled_l"].largest == (4, 1, 96, 96)
     maps = profile_of(SUBNETS["colorize"], Largest(4), reference_side=DEFAULT_REFERENCE_SIDE).ranges
     assert maps["warped_4"].largest == (4, CONFIG.warped_channels, 16, 16)
     assert maps["confidence_1"].smallest == (1, 1, 8, 8)

@@ -242,7 +242,7 @@ def test_networks_are_strongly_typed_and_flags_are_those_asked_for(
 def test_profiles_are_those_of_the_bucket_table(recorder: Recorder, tmp_path: Path) -> None:
     build(recorder, tmp_path)
     assert recorder.of("profile") == [
-        ({"photo_l": ((1, 1, 32, 32), (1, 1, 512, 512), (1, 1, 4096, 4096))},),
+        ({"filled_l": ((1, 1, 32, 32), (1, 1, 512, 512), (1, 1, 4096, 4096))},),
     ]
     recorder.calls.clear()
     build(recorder, tmp_path, "similarity")
@@ -316,7 +316,7 @@ def test_manifest_hashes_engine_and_onnx(
         checkpoint, folder, runtime="tensorrt", device="cuda", target="ngc"
     )
     assert manifest.versions["tensorrt"] == "11.0.0"
-    for name in ("restore", "tone", "colorize"):
+    for name in ("damage", "restore", "tone", "colorize"):
         entry = manifest.models[name]
         assert entry["file"] == "model.plan"
         assert set(entry["files"]) == {"model.plan", "model.onnx"}
@@ -329,6 +329,7 @@ def test_manifest_hashes_engine_and_onnx(
     # What a server's start is checked against: this version, or a newer one.
     assert [(n.model, n.version, n.newer) for n in needs(str(folder))] == [
         ("colorize", "11.0.0", True),
+        ("damage", "11.0.0", True),
         ("restore", "11.0.0", True),
         ("tone", "11.0.0", True),
     ]
@@ -340,7 +341,7 @@ def test_an_engine_that_fails_the_gate_is_not_published(
     exported_onnx: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module(API), "EngineRunner", run_onnx_beside(0.01))
-    with pytest.raises(ParityError, match="restore: repaired_l"):
+    with pytest.raises(ParityError, match="damage: filled_l"):
         export_checkpoint(checkpoint, tmp_path / "repository", runtime="tensorrt", device="cuda")
     assert list(tmp_path.iterdir()) == []
 

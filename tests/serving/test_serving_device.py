@@ -144,7 +144,7 @@ def test_tiles_equal_the_whole(server: RunningServer, on_cpu: Path) -> None:
     image = photo(1, 1, 288, 320)
     assert image.size > TILE_PIXELS
     whole = load_step(on_cpu / "restore" / "1" / "model.safetensors")(
-        {"photo_l": torch.from_numpy(image)}
+        {"filled_l": torch.from_numpy(image)}
     )
     with grpc.InferenceServerClient(server.grpc_url) as client:
         answer = client.infer("restore", tensors(filled_l=image))
@@ -206,16 +206,16 @@ class SmallMemory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self._check(inputs["photo_l"])
+        self._check(inputs["filled_l"])
         return self._step(inputs)
 
 
 def test_what_does_not_fit_is_retried_in_tiles(network: Any) -> None:
     large = network(tile_pixels=str(1 << 20))
     image = torch.from_numpy(photo(1, 1, 480, 640))
-    whole = large.run({"photo_l": image}, ["repaired_l"])
+    whole = large.run({"filled_l": image}, ["repaired_l"])
     large.step = small = SmallMemory(large.step, 160_000)
-    tiled = large.run({"photo_l": image}, ["repaired_l"])
+    tiled = large.run({"filled_l": image}, ["repaired_l"])
     assert small.sizes[0] == 480 * 640
     assert max(small.sizes[1:]) <= 160_000
     for name, value in whole.items():
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_retried_in_tiles(network: Any) -> None:
 
 def test_graphs_are_given_up_before_the_photo_is(network: Any) -> None:
     large = network()
-    tensors = {"photo_l": torch.from_numpy(photo(1, 1, 64, 64))}
+    tensors = {"filled_l": torch.from_numpy(photo(1, 1, 64, 64))}
     for _ in range(2):
         large.run(tensors, ["repaired_l"])
     assert len(large.graphs) == 1
@@ -238,7 +238,7 @@ def test_graphs_are_given_up_before_the_photo_is(network: Any) -> None:
 
     once.name = step.name  # type: ignore[attr-defined]
     large.step = once
-    tensors = {"photo_l": torch.from_numpy(photo(1, 1, 64, 96))}
+    tensors = {"filled_l": torch.from_numpy(photo(1, 1, 64, 96))}
     assert large.run(tensors, ["repaired_l"])["repaired_l"].shape == (1, 1, 64, 96)
     assert len(large.graphs) == 0
 
@@ -247,7 +247,7 @@ def test_what_fits_in_no_way_is_refused(network: Any) -> None:
     large = network()
     large.step = SmallMemory(large.step, 1000)
     with pytest.raises(Exception, match="does not suffice for 64 x 64") as caught:
-        large.run({"photo_l": torch.from_numpy(photo(1, 1, 64, 64))}, ["repaired_l"])
+        large.run({"filled_l": torch.from_numpy(photo(1, 1, 64, 64))}, ["repaired_l"])
     assert caught.value.code == "out_of_memory"  # type: ignore[attr-defined]
 
 
@@ -255,7 +255,7 @@ def test_answers_do_not_change_with_the_next_photo(network: Any) -> None:
     large = network()
     answers = []
     for seed in range(4):
-        given = {"photo_l": torch.from_numpy(photo(1, 1, 64, 64, seed=seed))}
+        given = {"filled_l": torch.from_numpy(photo(1, 1, 64, 64, seed=seed))}
         answers.append((given, large.run(given, ["repaired_l"])["repaired_l"]))
     for given, answer in answers:
         assert compare(large.step(given)["repaired_l"].numpy(), answer).max_abs <= 1e-6

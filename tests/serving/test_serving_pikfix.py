@@ -162,7 +162,7 @@ def test_luminance_of_the_result_is_restored_l(server: RunningServer, model: Pik
     grey = np.asarray(old) / 255.0
     photo_l = skimage.color.rgb2lab(np.repeat(grey[..., None], 3, axis=2))[..., 0] / 50 - 1
     with torch.no_grad():
-        restored = model.restoration(torch.from_numpy(photo_l).float()[None, None])
+        restored = model.restored(torch.from_numpy(photo_l).float()[None, None])
     expected = (restored[0, 0].numpy() + 1) * 50
     assert np.abs(lightness(colour.image) - expected).max() <= 0.3 + 0.05
 

@@ -84,7 +84,7 @@ def test_tiles_equal_the_whole(server: RunningServer, checkpoint: Path) -> None:
     with grpc.InferenceServerClient(server.grpc_url) as client:
         answer = client.infer("restore", tensors(filled_l=image))
     step = inference_step(load_checkpoint(checkpoint), "restore", "bf16")
-    whole = step({"photo_l": torch.from_numpy(image)})
+    whole = step({"filled_l": torch.from_numpy(image)})
     # A tile's place in memory may change the order of a sum: one unit in the last of 8 bits.
     for name, value in whole.items():
         assert compare(value.numpy(), answer.as_numpy(name)).max_abs <= 2**-8, name

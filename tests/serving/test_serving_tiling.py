@@ -93,9 +93,9 @@ def test_every_photo_of_a_batch_is_tiled_by_itself(backend, exported):
     names = {"tile_pixels": 100_000, "tile_halo": 128, "tile_align": 32}
     config = {"parameters": {k: {"string_value": str(v)} for k, v in names.items()}}
     network = backend.Network(config, version, "CPU", 0)
-    tiled = network.run({"photo_l": image}, ["repaired_l"])["repaired_l"]
+    tiled = network.run({"filled_l": image}, ["repaired_l"])["repaired_l"]
     session = onnxruntime.InferenceSession(version / "model.onnx")
-    (whole,) = session.run(["repaired_l"], {"photo_l": image})
+    (whole,) = session.run(["repaired_l"], {"filled_l": image})
     np.testing.assert_allclose(tiled, whole, atol=2e-5)
     assert np.abs(whole - image).max() > 1e-2  # there was something to repair
 
