@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pikfix.networks.sizes import resize_antialiased, working_size
 from pikfix.networks.unet import UNet
 
-SOFTNESS = 0.2
+SOFTNESS = 0.8
 """Range of probabilities over which a place goes from sound to damaged."""
 _KNOWN = 1e-3  # a share of known pixels that counts as none
 
@@ -37,7 +37,7 @@ class DamageConfig:
     filler_channels: tuple[int, ...] = (24, 40, 64, 96, 120)
     limit: int = 1024
     threshold: float = 0.5
-    margin: int = 2
+    margin: int = 0
 
     def __post_init__(self) -> None:
         for name in ("detector_channels", "filler_channels"):
@@ -132,13 +132,18 @@ class Damage(nn.Module):
             mask: `[B, 1, H, W]` in [0, 1], how far each pixel is to be replaced; from a quarter on
                 nothing of the photo is trusted there.
         """
-        hole = (4 * mask).clamp(0, 1)
-        smooth = smoothly_filled(photo_l, hole)
+        unknown = hole(mask)
+        smooth = smoothly_filled(photo_l, unknown)
         if self.filler is None:
             return smooth
-        change = self.filler(torch.cat((smooth, photo_l, hole), dim=1))
-        filled: Tensor = smooth + hole * change
+        change = self.filler(torch.cat((smooth, photo_l, unknown), dim=1))
+        filled: Tensor = smooth + unknown * change
         return filled
+
+
+def hole(mask: Tensor) -> Tensor:
+    """How far the photo is distrusted, for how far it is replaced: from a quarter on, wholly."""
+    return (4 * mask).clamp(0, 1)
 
 
 def softened(mask: Tensor) -> Tensor:
