@@ -12,7 +12,7 @@ REPOSITORY ?= model_repository
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := batch cli client evaluation export gateway inference kernels networks photos protocol references serving \
+PACKAGES := batch cli client evaluation export gateway inference kernels layers photos protocol references serving \
 	systems training
 CODE := $(PACKAGES) model_repository examples benchmarks tests
 
@@ -35,7 +35,7 @@ $(VENV)/.dev: $(VENV)/.demo
 		{ echo 'TensorRT for RTX cannot be installed here: no engine is built by the tests'; test -z "$$CI"; }
 	touch $@
 
-$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py networks/*.py inference/*.py systems/*/*.py kernels/*.py)
+$(REPOSITORY)/manifest.json: $(VENV)/.demo $(CHECKPOINT) $(wildcard export/*.py export/*/*.py layers/*.py inference/*.py systems/*.py systems/*/*.py systems/*/*/*.py kernels/*.py)
 	$(BIN)/pikfix export $(CHECKPOINT) -o $(REPOSITORY)
 
 .PHONY: install

@@ -53,7 +53,7 @@ class Section:
 def make_importable() -> None:
     """Make pikfix importable, here and in processes to come, where it is not installed."""
     try:
-        import pikfix.networks  # noqa: F401
+        import pikfix.systems.pikfix.networks  # noqa: F401
     except ImportError:
         _first_on_path(ROOT / "src")
 

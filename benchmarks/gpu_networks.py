@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pikfix.evaluation.parity import compare
 from pikfix.inference import InferenceStep
-from pikfix.networks import PRESETS, PikFix, PikFixConfig, load_checkpoint
 from pikfix.serving.graphs import Named, Recording, recorder
 from pikfix.systems.base import Precision, Step
 from pikfix.systems.chain import run_chain
+from pikfix.systems.pikfix.networks import PRESETS, PikFix, PikFixConfig, load_checkpoint
 from pikfix.systems.registry import system_of
 
 SYSTEM = system_of("pikfix")

@@ -39,10 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tritonclient import grpc
 
 from pikfix.evaluation.parity import compare
-from pikfix.networks import PYRAMID_LEVELS, PikFix, load_checkpoint, working_size
+from pikfix.layers.sizes import working_size
 from pikfix.serving.server import start_server
 from pikfix.systems.base import Case
 from pikfix.systems.chain import run_step
+from pikfix.systems.pikfix.networks import PYRAMID_LEVELS, PikFix, load_checkpoint
 
 MIN_PSNR = 45.0
 NETWORKS = (*SYSTEM.step_names, "pikfix")

@@ -34,11 +34,11 @@ from pikfix.evaluation.pictures import (
     split_lab,
     stack_references,
 )
-from pikfix.networks import PikFix, load_checkpoint, to_working
 from pikfix.photos.search import find_pictures
 from pikfix.references.builder import build_library
 from pikfix.references.library import CANDIDATES, Library, Match, suitable
 from pikfix.references.pictures import read_picture, reduce_luminance
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint, to_working
 
 RANKS = 10
 TOGETHER = (1, 2, 3, 5)

@@ -26,9 +26,9 @@ from common import RESULTS, SYSTEM, environment, machine_line, matrix_rates, tab
 from latency import infer_input, networks_flops, verify
 from tritonclient import grpc
 
-from pikfix.networks import PikFix, load_checkpoint
 from pikfix.serving.server import start_server
 from pikfix.systems.base import Case
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
 
 MIN_ANSWERS = 5
 """Fewer say little of a rate."""

@@ -25,8 +25,8 @@ from common import processor
 from lightning_fabric import Fabric
 
 from pikfix.kernels import naive
-from pikfix.networks import PikFix, similarity
 from pikfix.photos import write_atomically
+from pikfix.systems.pikfix.networks import PikFix, similarity
 from pikfix.training.config import TrainConfig, preset
 from pikfix.training.dataset import TrainingBatches, batch_loader
 from pikfix.training.neighbours import descriptors, nearest

@@ -25,8 +25,7 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.export.calibration import measure_ranges, samples, save_ranges
-from pikfix.networks import CheckpointError
-from pikfix.systems.checkpoint import load
+from pikfix.systems.checkpoint import CheckpointError, load
 from pikfix.training.degradation import DegradationConfig, degrade
 
 REFERENCES = 2

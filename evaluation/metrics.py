@@ -20,7 +20,7 @@ from torchmetrics.functional.image import (
 )
 
 from pikfix.evaluation.parity import decibels
-from pikfix.networks import AB_SCALE, rgb_to_lab
+from pikfix.layers.color import AB_SCALE, rgb_to_lab
 
 PSNR_CAP = 100.0
 """Equal pictures score this, not infinity: a mean stays finite and JSON can hold it."""

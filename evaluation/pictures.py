@@ -18,7 +18,7 @@ from pikfix.evaluation.siblings import (
     random_affine,
     random_jitter,
 )
-from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
+from pikfix.layers.color import AB_SCALE, lab_to_rgb, rgb_to_lab
 from pikfix.photos import PhotoError, decode_photo, read_picture_file, search
 
 CROP = 256

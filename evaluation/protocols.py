@@ -22,12 +22,12 @@ from pikfix.evaluation.pictures import (
     stack_references,
 )
 from pikfix.evaluation.protocol import Figures, Measured, Photo, Protocol, by_name
-from pikfix.networks import to_working
+from pikfix.systems.pikfix.networks import to_working
 from pikfix.training.degradation import STRUCTURED, UNSTRUCTURED, DegradationConfig, degrade
 
 
 class Colorizer(Structural):
-    """The part of `pikfix.networks.PikFix` that the protocols call; shapes and ranges as there."""
+    """The part of `PikFix` that the protocols call; shapes and ranges as there."""
 
     def restored(self, photo_l: Tensor) -> Tensor:
         """photo_l [B, 1, H, W] -> restored_l."""

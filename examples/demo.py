@@ -25,12 +25,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pikfix.client import PikFixClient, PikFixError
 from pikfix.export import ExportError, export_checkpoint
-from pikfix.networks import CheckpointError
 from pikfix.photos import write_atomically
 from pikfix.references import LibraryError
 from pikfix.references.builder import build_library
 from pikfix.serving.errors import ServingError
 from pikfix.serving.server import start_server
+from pikfix.systems.checkpoint import CheckpointError
 from pikfix.training.degradation import DegradationConfig, degrade
 
 SEED = 6

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pikfix.export.errors import ExportError
 from pikfix.inference.quantized import input_ranges
-from pikfix.networks.checkpoint import write_tensors
 from pikfix.systems.base import Case, System
 from pikfix.systems.chain import run_chain
+from pikfix.systems.checkpoint import write_tensors
 
 RangesByStep = dict[str, dict[str, Tensor]]
 """By step, then by convolution of its module: `[2, C]`."""

@@ -14,7 +14,7 @@ from torch import nn
 from pikfix.export.errors import ExportError
 from pikfix.export.memory import activation_bytes
 from pikfix.export.profiles import Capacity, Largest, profile_of
-from pikfix.networks import WORKING_LIMIT
+from pikfix.layers.sizes import WORKING_LIMIT
 from pikfix.photos import GPU_BUCKET_SIDES
 from pikfix.systems.base import Step
 

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.profiles import sizes
 from pikfix.export.targets import Placement
-from pikfix.networks import SIDE_MULTIPLE
+from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.photos import DEFAULT_MAX_PIXELS
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.systems.base import Ensemble, Model, Step, System

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pikfix.networks.tone import Tone
+from pikfix.systems.pikfix.networks.tone import Tone
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pikfix.networks import SIDE_MULTIPLE, WORKING_LIMIT, working_size
+from pikfix.layers.sizes import SIDE_MULTIPLE, WORKING_LIMIT, working_size
 from pikfix.photos import GPU_BUCKET_SIDES
 from pikfix.photos.steps import DEFAULT_MAX_REFERENCES
 from pikfix.systems.base import (

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pikfix.inference.quantized import quantize
-from pikfix.networks.blocks import DenseBlock, DenseUnit, Entry, ResidualDenseBlock
-from pikfix.networks.model import PikFix
-from pikfix.networks.similarity import Matches, Similarity, change_scale
+from pikfix.layers.blocks import DenseBlock, DenseUnit, Entry, ResidualDenseBlock
 from pikfix.systems.base import Precision
+from pikfix.systems.pikfix.networks.model import PikFix
+from pikfix.systems.pikfix.networks.similarity import Matches, Similarity, change_scale
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pikfix.kernels import cpu
-from pikfix.networks.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
-from pikfix.networks.colorization import DecoderStage, FusionModule
-from pikfix.networks.restoration import Restoration
+from pikfix.layers.blocks import DenseBlock, DenseUnit, ResidualDenseBlock
+from pikfix.systems.pikfix.networks.colorization import DecoderStage, FusionModule
+from pikfix.systems.pikfix.networks.restoration import Restoration
 
 Ranges = Mapping[str, Tensor]
 """By the name of a convolution: lowest and highest value of each input channel, `[2, C]`."""

@@ -32,8 +32,8 @@ from pikfix.protocol.deadline import lateness, read_deadline
 T = TypeVar("T", int, str)
 
 WORKING_SIDE = 512
-"""Longest side at which photos are matched with references, `pikfix.networks.WORKING_LIMIT`: this
-module does without torch."""
+"""Longest side at which photos are matched with references, `WORKING_LIMIT` of pikfix.layers.sizes:
+this module does without torch."""
 DEFAULT_REFERENCE_SIDE = WORKING_SIDE
 DEFAULT_MAX_REFERENCES = 8
 _NOTES_VERSION = 2

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pikfix.networks import CheckpointError, load_checkpoint
-from pikfix.networks.resnet import ResNetFeatures
-from pikfix.networks.vgg import Vgg19Features, load_torchvision_vgg19
+from pikfix.layers.resnet import ResNetFeatures
+from pikfix.layers.vgg import Vgg19Features, load_torchvision_vgg19
 from pikfix.references.errors import LibraryError
+from pikfix.systems.checkpoint import CheckpointError
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 _FORMAT = "pikfix-backbone"
 

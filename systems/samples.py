@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pikfix.networks import AB_SCALE
+from pikfix.layers.color import AB_SCALE
 
 
 def photo_like_lab(rng: np.random.Generator, height: int, width: int) -> Tensor:

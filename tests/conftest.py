@@ -14,8 +14,9 @@ import workers
 from hypothesis import settings
 
 from pikfix.export import Manifest, export_checkpoint, read_manifest
-from pikfix.networks import PikFix, PikFixConfig, save_checkpoint
-from pikfix.networks.damage import DamageConfig
+from pikfix.systems.checkpoint import save_checkpoint
+from pikfix.systems.damage.networks import DamageConfig
+from pikfix.systems.pikfix.networks import PikFix, PikFixConfig
 
 # How long an example takes depends on what else the machine does, and is not under test.
 # The examples are the same in every run.
@@ -97,6 +98,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if slow_kinds.is_slow(item):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def tiny(tiny_config: PikFixConfig) -> PikFix:
+    """A tiny network whose outputs are not the untrained zero."""
+    torch.manual_seed(0)
+    model = PikFix(tiny_config)
+    for layer in (model.restoration.output, model.colorization.output):
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    torch.nn.init.normal_(model.restoration.tone.estimate[-1].weight, std=0.1)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pikfix.evaluation.siblings import jitter_colors, rotate_hue
-from pikfix.networks import rgb_to_lab
+from pikfix.layers.color import rgb_to_lab
 from pikfix.training.dataset import Batch
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from pikfix.networks import PRESETS, PikFixConfig
+from pikfix.systems.pikfix.networks import PRESETS, PikFixConfig
 
 PARTS = ("restoration", "similarity", "colorization")
 """The sub-nets that can be trained separately."""

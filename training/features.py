@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.vgg import Vgg19Features
+from pikfix.layers.vgg import Vgg19Features
 from pikfix.training.errors import TrainingError, in_one_line
 
 

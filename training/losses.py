@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pikfix.kernels import sphist
-from pikfix.networks.tone import apply_tone, best_tone
+from pikfix.systems.pikfix.networks.tone import apply_tone, best_tone
 
 SSIM_WINDOW = 11
 HISTOGRAM_BINS = 64

@@ -19,8 +19,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from pikfix.kernels import cpu
-from pikfix.networks import CheckpointError, PikFix
-from pikfix.systems.checkpoint import Loaded, load
+from pikfix.systems.checkpoint import CheckpointError, Loaded, load
+from pikfix.systems.pikfix.networks import PikFix
 from pikfix.training.config import SUBNETS, Precision, TrainConfig, differences
 from pikfix.training.dataset import TrainingBatches
 from pikfix.training.errors import TrainingError, in_one_line

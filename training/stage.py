@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from pikfix.networks import save_checkpoint
+from pikfix.systems.checkpoint import save_checkpoint
 
 
 class Figures(NamedTuple):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pikfix.evaluation.siblings import NO_AFFINE, NO_JITTER, random_affine, random_jitter
-from pikfix.networks import lab_to_rgb
+from pikfix.layers.color import lab_to_rgb
 from pikfix.training.augment import Inputs, prepare
 from pikfix.training.dataset import NEAR, SIBLING, Batch, generator, lightness, random_crop
 from pikfix.training.degradation import DegradationConfig, degrade

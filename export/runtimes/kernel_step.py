@@ -14,8 +14,8 @@ from pikfix.export.configs import set_parameter
 from pikfix.export.parity import Arrays, Limits, Runner
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.inference import reduced_similarity
-from pikfix.networks import load_checkpoint
 from pikfix.systems.base import Step
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _STEP = Path(__file__).parent.parent / "steps" / "similarity" / "model.py"

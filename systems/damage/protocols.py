@@ -12,7 +12,7 @@ from pikfix.evaluation.errors import EvaluationError
 from pikfix.evaluation.metrics import psnr
 from pikfix.evaluation.pictures import centre_crop, split_lab
 from pikfix.evaluation.protocol import Measured, Photo, Protocol
-from pikfix.networks.damage import Damage, smoothly_filled
+from pikfix.systems.damage.networks import Damage, smoothly_filled
 from pikfix.systems.damage.samples import SampleConfig, draw
 from pikfix.training.degradation_fields import Array
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchmetrics.functional.classification import binary_auroc
 
-from pikfix.networks import save_checkpoint
-from pikfix.networks.damage import Damage, hole, smoothly_filled, softened
+from pikfix.systems.checkpoint import save_checkpoint
+from pikfix.systems.damage.networks import Damage, hole, smoothly_filled, softened
 from pikfix.systems.damage.samples import Sample, SampleConfig, cropped, draw
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.dataset import generator

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pikfix.networks.damage import Damage
 from pikfix.systems.base import Step, TensorSpec
+from pikfix.systems.damage.networks import Damage
 
 PHOTO_L = TensorSpec("photo_l", (1, "H", "W"))
 FILLED_L = TensorSpec("filled_l", (1, "H", "W"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pikfix.networks.damage import Damage, DamageConfig
 from pikfix.systems.base import Case, Step, System
+from pikfix.systems.damage.networks import Damage, DamageConfig
 from pikfix.systems.damage.steps import damage_step
 from pikfix.systems.samples import aged, photo_like_lab
 

@@ -6,11 +6,12 @@ import copy
 
 from torch import Tensor, nn
 
-from pikfix.networks import PYRAMID_LEVELS, SIDE_MULTIPLE, PikFix, PikFixConfig, to_working
-from pikfix.networks.restoration import Restoration
+from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.systems.base import Ensemble, Model, Step, TensorSpec
 from pikfix.systems.damage.steps import DAMAGE_MASK, FILLED_L, PHOTO_L, damage_step
+from pikfix.systems.pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig, to_working
+from pikfix.systems.pikfix.networks.restoration import Restoration
 
 NAME = "pikfix"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pikfix.networks import PRESETS, PikFix, PikFixConfig, to_working
 from pikfix.systems.base import Case, System
+from pikfix.systems.pikfix.networks import PRESETS, PikFix, PikFixConfig, to_working
 from pikfix.systems.pikfix.steps import ENSEMBLES, NAME, PYTHON_STEPS, steps
 from pikfix.systems.samples import aged, photo_like_lab
 

@@ -101,7 +101,7 @@ def rehearsed(
 
 
 def test_the_machine_lacks_what_it_lacks(bare: dict[str, str]) -> None:
-    for name in ("tritonclient", "kornia", "onnxruntime", "pytriton", "pikfix.networks"):
+    for name in ("tritonclient", "kornia", "onnxruntime", "pytriton", "pikfix.layers"):
         words = [sys.executable, "-c", f"import {name}"]
         done = subprocess.run(words, env=bare, capture_output=True, text=True, check=False, cwd="/")
         assert "ModuleNotFoundError" in done.stderr, (name, done.stderr)
@@ -477,7 +477,7 @@ def test_candidate_forms_compute_what_the_served_form_does(modules: Any) -> None
     """With several units; in float32 what is summed in another order differs in the last digits."""
     torch = importlib.import_module("torch")
     forms, served = modules("gpu_forms"), importlib.import_module("pikfix.inference.forms")
-    blocks = importlib.import_module("pikfix.networks.blocks")
+    blocks = importlib.import_module("pikfix.layers.blocks")
     torch.manual_seed(0)
     block = served.LeanResidualDenseBlock(blocks.ResidualDenseBlock(6, 3, 4), 4)
     block = block.to(memory_format=torch.channels_last)

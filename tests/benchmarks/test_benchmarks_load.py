@@ -20,7 +20,7 @@ import photos  # noqa: E402
 from pikfix.export.configs import ServingSettings, build_configs, render  # noqa: E402
 from pikfix.export.repository import parse_config  # noqa: E402
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime  # noqa: E402
-from pikfix.networks import PRESETS  # noqa: E402
+from pikfix.systems.pikfix.networks import PRESETS  # noqa: E402
 
 
 def run(send: open_loop.Send, **choices: float) -> open_loop.Outcome:

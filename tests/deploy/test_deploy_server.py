@@ -24,9 +24,9 @@ from pikfix.export.configs import ServingSettings, build_configs
 from pikfix.export.repository import publish, staging_folder
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
 from pikfix.export.targets import NGC, Placement
-from pikfix.networks import load_checkpoint
 from pikfix.serving import embedded
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 pytestmark = pytest.mark.serving
 

@@ -12,7 +12,8 @@ from odd_files import make_odd_files
 from PIL import Image
 
 from pikfix.cli.main import main
-from pikfix.networks import PikFix, save_checkpoint
+from pikfix.systems.checkpoint import save_checkpoint
+from pikfix.systems.pikfix.networks import PikFix
 
 
 @pytest.fixture(scope="module")

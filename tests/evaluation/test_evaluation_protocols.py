@@ -29,7 +29,7 @@ from pikfix.evaluation.protocol import Measured, Protocol
 from pikfix.evaluation.protocols import KINDS, PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.evaluation.siblings import SiblingRange
-from pikfix.networks import PikFix
+from pikfix.systems.pikfix.networks import PikFix
 
 
 def damage(luminance, rng):

@@ -28,8 +28,8 @@ from pikfix.export.runtimes.decompositions import DECOMPOSITIONS, WARP
 from pikfix.export.runtimes.programs import ByName
 from pikfix.export.targets import NGC, Placement
 from pikfix.kernels import center_normalize, correlation_warp, sphist
-from pikfix.networks import PRESETS, PikFix, PikFixConfig
 from pikfix.systems.base import Step, TensorSpec
+from pikfix.systems.pikfix.networks import PRESETS, PikFix, PikFixConfig
 from pikfix.systems.pikfix.steps import REFERENCE_LAB, WORKING_L
 
 

@@ -23,7 +23,7 @@ from pikfix.export.calibration import (
     ranges_path,
     save_ranges,
 )
-from pikfix.networks import load_checkpoint
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 
 @pytest.fixture

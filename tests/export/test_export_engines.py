@@ -31,8 +31,8 @@ from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.export.runtimes.tensorrt_lint import OPERATORS, refusals
-from pikfix.networks import PRESETS, PikFix, load_checkpoint
 from pikfix.systems.base import Case, Step
+from pikfix.systems.pikfix.networks import PRESETS, PikFix, load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

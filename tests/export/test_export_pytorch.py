@@ -30,10 +30,10 @@ from pikfix.export.runtimes import Choice, candidates, pytorch
 from pikfix.export.runtimes.pytorch import REDUCED_LIMITS, PyTorch
 from pikfix.inference import InferenceStep, load_step
 from pikfix.inference.quantized import Int8Conv2d, vnni_supported
-from pikfix.networks import PikFix, PikFixConfig, load_checkpoint, save_checkpoint
 from pikfix.systems.base import Case
 from pikfix.systems.chain import run_step
-from pikfix.systems.checkpoint import load
+from pikfix.systems.checkpoint import load, save_checkpoint
+from pikfix.systems.pikfix.networks import PikFix, PikFixConfig, load_checkpoint
 
 needs_vnni = pytest.mark.skipif(not vnni_supported(), reason="this CPU does not multiply bytes")
 

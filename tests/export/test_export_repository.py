@@ -24,8 +24,9 @@ from pikfix.export.configs import ServingSettings, build_configs, fixed_configs,
 from pikfix.export.repository import parse_config
 from pikfix.export.runtimes import onnxruntime as onnx_export
 from pikfix.export.runtimes.onnxruntime import OnnxRuntime
-from pikfix.networks import PRESETS, CheckpointError, PikFixConfig, load_checkpoint
 from pikfix.systems.base import Step
+from pikfix.systems.checkpoint import CheckpointError
+from pikfix.systems.pikfix.networks import PRESETS, PikFixConfig, load_checkpoint
 
 Exported = tuple[Path, Manifest]
 

@@ -23,10 +23,11 @@ from pikfix.export.targets import (
     TARGETS,
     Placement,
 )
-from pikfix.networks import PRESETS, working_size
+from pikfix.layers.sizes import working_size
 from pikfix.photos import DEFAULT_BUCKET_SIDES, GPU_BUCKET_SIDES, bucket_shape
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.systems.base import Model
+from pikfix.systems.pikfix.networks import PRESETS
 
 CONFIG = PRESETS["compact"]
 SUBNETS = {model.name: model for model in steps_of(CONFIG)}

@@ -27,10 +27,10 @@ from pikfix.export.runtimes import tensorrt as runtime_module
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.kernel_step import checkpoint_runner
 from pikfix.export.runtimes.onnxruntime import onnx_runner
-from pikfix.networks import PRESETS, load_checkpoint
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.serving.engines import needs
 from pikfix.systems.base import Step
+from pikfix.systems.pikfix.networks import PRESETS, load_checkpoint
 
 API = "pikfix.export.runtimes.tensorrt_api"
 CLI = "from pikfix.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"

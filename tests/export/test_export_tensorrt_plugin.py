@@ -19,7 +19,7 @@ from pikfix.export.onnx import example_inputs
 from pikfix.export.precision import MixedPrecision
 from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.programs import ENGINE_WARP_NAME, trace_by_name, use_engine_warp
-from pikfix.networks import load_checkpoint
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 pytest.importorskip("triton")
 PLUGIN = "pikfix.export.runtimes.tensorrt_plugin"

@@ -21,8 +21,8 @@ from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.programs import trace_by_name
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.kernels import center_normalize, correlation_warp, naive
-from pikfix.networks import PikFix, load_checkpoint
 from pikfix.systems.base import Step
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -107,7 +107,7 @@ def library(tmp_path_factory):
     """Three pictures that a seeded backbone compares: (library, pictures)."""
     import torch
 
-    from pikfix.networks import PRESETS, PikFix, save_checkpoint
+    from pikfix.layers.color import PRESETS, PikFix, save_checkpoint
     from pikfix.references.builder import build_library
 
     root = tmp_path_factory.mktemp("library")

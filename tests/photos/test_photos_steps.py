@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import color as sk
 from skimage import data
 
-from pikfix.networks import WORKING_LIMIT, working_size
+from pikfix.layers.sizes import WORKING_LIMIT, working_size
 from pikfix.photos import Photo, PhotoError, steps
 
 

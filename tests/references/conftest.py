@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from skimage import data
 
-from pikfix.networks import PRESETS, PikFix, save_checkpoint
 from pikfix.references.builder import build_library
+from pikfix.systems.checkpoint import save_checkpoint
+from pikfix.systems.pikfix.networks import PRESETS, PikFix
 
 SIDE = 150
 

@@ -3,10 +3,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from pikfix.networks import load_checkpoint
-from pikfix.networks.vgg import VGG19_TAPS, Vgg19Features
+from pikfix.layers.vgg import VGG19_TAPS, Vgg19Features
 from pikfix.references.backbone import load_backbone
 from pikfix.references.errors import LibraryError
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pikfix.networks.resnet import ResNetFeatures
+from pikfix.layers.resnet import ResNetFeatures
 from pikfix.references import fingerprint, shortlist
 from pikfix.references.backbone import Backbone
 from pikfix.references.builder import build_library

@@ -17,8 +17,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.configs import build_configs, render
 from pikfix.export.runtimes.aotinductor import AOTInductor
-from pikfix.networks import PikFixConfig
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.pikfix.networks import PikFixConfig
 
 pytestmark = pytest.mark.serving
 

@@ -25,9 +25,9 @@ from pikfix.export import Manifest, export_checkpoint, exporter
 from pikfix.export.parity import CASES
 from pikfix.export.runtimes import pytorch
 from pikfix.inference import InferenceStep, load_step, save_step
-from pikfix.networks import load_checkpoint
 from pikfix.serving import embedded
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 TILE_PIXELS = 288 * 288  # the smallest that the halo allows
 Exported = tuple[Path, Manifest, list[str]]

@@ -13,9 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from pikfix.export import Manifest, export_checkpoint
 from pikfix.export.runtimes import onnxruntime as onnx_export
-from pikfix.networks import load_checkpoint
 from pikfix.serving.server import RunningServer, start_server
 from pikfix.systems.base import Step
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 pytestmark = pytest.mark.serving
 

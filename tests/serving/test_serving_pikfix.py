@@ -24,9 +24,9 @@ from pikfix.cli.main import main
 from pikfix.client import PikFixClient
 from pikfix.export import Manifest
 from pikfix.export.configs import ServingSettings
-from pikfix.networks import PikFix, load_checkpoint
 from pikfix.photos.in_flight import InFlight
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
 
 pytestmark = pytest.mark.serving
 

@@ -20,9 +20,9 @@ from pikfix.evaluation.parity import compare
 from pikfix.export import export_checkpoint, exporter
 from pikfix.export.parity import CASES
 from pikfix.export.runtimes import pytorch
-from pikfix.networks import load_checkpoint
 from pikfix.serving.errors import ServingError
 from pikfix.serving.server import RunningServer, start_server
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 pytestmark = pytest.mark.serving
 

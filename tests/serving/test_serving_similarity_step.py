@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pikfix.export.runtimes.kernel_step import _STEP
-from pikfix.networks import load_checkpoint
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 
 class FakeTensor:

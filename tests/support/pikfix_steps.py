@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from pikfix.inference import InferenceStep
-from pikfix.networks import PikFixConfig
 from pikfix.systems.base import Step
+from pikfix.systems.pikfix.networks import PikFixConfig
 from pikfix.systems.registry import system_of
 
 SYSTEM = system_of("pikfix")

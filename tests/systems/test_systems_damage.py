@@ -10,10 +10,9 @@ import torch
 from tritonclient import grpc
 
 from pikfix.export import export_checkpoint
-from pikfix.networks import save_checkpoint
-from pikfix.networks.damage import Damage, DamageConfig
 from pikfix.serving.server import start_server
-from pikfix.systems.checkpoint import load
+from pikfix.systems.checkpoint import load, save_checkpoint
+from pikfix.systems.damage.networks import Damage, DamageConfig
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ from tritonclient import grpc
 from pikfix.evaluation.evaluator import evaluate
 from pikfix.export import export_checkpoint
 from pikfix.export.calibration import measure_ranges, samples
-from pikfix.networks import save_checkpoint
 from pikfix.serving.server import start_server
 from pikfix.systems import registry
 from pikfix.systems.base import TensorSpec
-from pikfix.systems.checkpoint import Loaded, load
+from pikfix.systems.checkpoint import Loaded, load, save_checkpoint
 from pikfix.systems.registry import system_of
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions

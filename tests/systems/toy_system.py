@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pikfix.evaluation.protocol import Measured, Photo, Protocol
-from pikfix.networks import save_checkpoint
 from pikfix.systems.base import Case, Ensemble, Step, System, TensorSpec
+from pikfix.systems.checkpoint import save_checkpoint
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.dataset import lightness
 from pikfix.training.stage import Stage

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 from training_runs import Quiet
 
-from pikfix.networks import PikFixConfig
+from pikfix.systems.pikfix.networks import PikFixConfig
 from pikfix.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, train

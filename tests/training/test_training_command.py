@@ -9,8 +9,8 @@ import torch
 from training_runs import SMALL
 
 from pikfix.cli.main import main
-from pikfix.networks import load_checkpoint, read_metadata
-from pikfix.systems.checkpoint import load
+from pikfix.systems.checkpoint import load, read_metadata
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 
 def _train(photos, out, *words):

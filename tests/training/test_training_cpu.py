@@ -15,9 +15,9 @@ from training_runs import SMALL
 
 from pikfix.cli.main import main
 from pikfix.kernels import cpu
-from pikfix.networks import PikFix
-from pikfix.networks.blocks import StridedPointwise
-from pikfix.networks.config import PRESETS
+from pikfix.layers.blocks import StridedPointwise
+from pikfix.systems.pikfix.networks import PikFix
+from pikfix.systems.pikfix.networks.config import PRESETS
 from pikfix.training.features import SqueezeNet
 from pikfix.training.losses import PatchDiscriminator
 from pikfix.training.run import usual_precision

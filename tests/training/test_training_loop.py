@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from training_runs import SCRIPT, Quiet, assert_same, rows_of, weights_of
 
-from pikfix.networks import PikFix, load_checkpoint, read_metadata
+from pikfix.systems.checkpoint import read_metadata
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
 from pikfix.training import schedule
 from pikfix.training.average import running_average
 from pikfix.training.config import LossConfig, OptimizerConfig, TrainConfig

@@ -14,7 +14,7 @@ import time
 import pytest
 from training_runs import SCRIPT, STEADY, Quiet, assert_same, full_disk, rows_of
 
-from pikfix.networks import load_checkpoint
+from pikfix.systems.pikfix.networks import load_checkpoint
 from pikfix.training import loop
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.errors import TrainingError

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pikfix.networks import PikFix, save_checkpoint
+from pikfix.systems.checkpoint import save_checkpoint
+from pikfix.systems.pikfix.networks import PikFix
 from pikfix.training import schedule
 from pikfix.training.augment import Inputs, prepare
 from pikfix.training.config import TrainConfig

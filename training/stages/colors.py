@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pikfix.evaluation.metrics import colorfulness, psnr
-from pikfix.networks import PikFix, lab_to_rgb, to_working
+from pikfix.layers.color import lab_to_rgb
+from pikfix.systems.pikfix.networks import PikFix, to_working
 from pikfix.training import losses
 from pikfix.training.augment import Inputs
 from pikfix.training.dataset import NEAR, SIBLING

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pikfix.networks import PikFix
+from pikfix.systems.pikfix.networks import PikFix
 from pikfix.training.augment import Inputs
 from pikfix.training.stages.base import Material, Outputs, PikFixStage
 from pikfix.training.validation import Sample

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pikfix.evaluation.metrics import psnr
-from pikfix.networks import PikFix
+from pikfix.systems.pikfix.networks import PikFix
 from pikfix.training import losses
 from pikfix.training.augment import Inputs
 from pikfix.training.features import FeatureNet

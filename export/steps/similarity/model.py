@@ -34,10 +34,11 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from pikfix.inference import reduced_similarity
-from pikfix.networks import SIDE_MULTIPLE, load_checkpoint
+from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.photos import PhotoError
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import check_deadline
+from pikfix.systems.pikfix.networks import load_checkpoint
 
 STEP = "similarity"
 RANKS = {"working_l": 4, "reference_lab": 5}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pikfix.kernels import center_normalize, correlation_warp, sphist
-from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
-from pikfix.networks.resnet import ResNetFeatures
+from pikfix.layers.resnet import ResNetFeatures
+from pikfix.systems.pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 
 _SINGLE_SCALE = 1
 """The scale of the single correlation of the ablation: 1/8, as in the published code."""

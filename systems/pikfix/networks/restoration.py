@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.blocks import Entry, ResidualDenseBlock, he_initialise
-from pikfix.networks.config import PikFixConfig
-from pikfix.networks.sizes import pad_to_multiple
-from pikfix.networks.tone import Tone
+from pikfix.layers.blocks import Entry, ResidualDenseBlock, he_initialise
+from pikfix.layers.sizes import pad_to_multiple
+from pikfix.systems.pikfix.networks.config import PikFixConfig
+from pikfix.systems.pikfix.networks.tone import Tone
 
 
 class ResidualDenseLevel(nn.Module):

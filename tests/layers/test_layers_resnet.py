@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pikfix.networks import PRESETS, load_torchvision_resnet
-from pikfix.networks.resnet import ResNetFeatures
+from pikfix.layers.resnet import ResNetFeatures, load_torchvision_resnet
+from pikfix.systems.pikfix.networks import PRESETS
 
 
 def resnet34() -> ResNetFeatures:

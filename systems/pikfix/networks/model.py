@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pikfix.networks.colorization import Colorization
-from pikfix.networks.config import PikFixConfig
-from pikfix.networks.damage import Damage
-from pikfix.networks.restoration import Restoration
-from pikfix.networks.similarity import Similarity
-from pikfix.networks.sizes import WORKING_LIMIT, resize_antialiased, working_size
+from pikfix.layers.sizes import WORKING_LIMIT, resize_antialiased, working_size
+from pikfix.systems.damage.networks import Damage
+from pikfix.systems.pikfix.networks.colorization import Colorization
+from pikfix.systems.pikfix.networks.config import PikFixConfig
+from pikfix.systems.pikfix.networks.restoration import Restoration
+from pikfix.systems.pikfix.networks.similarity import Similarity
 
 
 class PikFixOutput(NamedTuple):

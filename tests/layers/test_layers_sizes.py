@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pikfix.networks.sizes import pad_to_multiple, resize_antialiased
+from pikfix.layers.sizes import pad_to_multiple, resize_antialiased
 
 SIZES = [
     ((512, 512), (512, 512)),

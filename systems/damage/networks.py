@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.sizes import resize_antialiased, working_size
-from pikfix.networks.unet import UNet
+from pikfix.layers.sizes import resize_antialiased, working_size
+from pikfix.layers.unet import UNet
 
 SOFTNESS = 0.8
 """Range of probabilities over which a place goes from sound to damaged."""

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from pikfix.inference import load_step, quantized, save_step
 from pikfix.inference import step as inference_file
 from pikfix.inference.quantized import Int8Conv2d, input_ranges, quantize, to_bytes
-from pikfix.networks import PikFix, PikFixConfig
-from pikfix.networks.blocks import DenseBlock, ResidualDenseBlock
-from pikfix.networks.colorization import DecoderStage, FusionModule
+from pikfix.layers.blocks import DenseBlock, ResidualDenseBlock
 from pikfix.systems.chain import run_step
+from pikfix.systems.pikfix.networks import PikFix, PikFixConfig
+from pikfix.systems.pikfix.networks.colorization import DecoderStage, FusionModule
 
 needs_vnni = pytest.mark.skipif(
     not quantized.vnni_supported(), reason="this CPU does not multiply bytes"

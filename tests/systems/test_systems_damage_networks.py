@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from pikfix.networks.damage import Damage, DamageConfig, smoothly_filled
-from pikfix.networks.unet import UNet
+from pikfix.layers.unet import UNet
+from pikfix.systems.damage.networks import Damage, DamageConfig, smoothly_filled
 
 TINY = DamageConfig(detector_channels=(4, 6, 8), filler_channels=(4, 6, 8), limit=64)
 

@@ -6,7 +6,7 @@ import skimage.color
 import skimage.data
 import torch
 
-from pikfix.networks import AB_SCALE, lab_to_rgb, rgb_to_lab
+from pikfix.layers.color import AB_SCALE, lab_to_rgb, rgb_to_lab
 
 
 def astronaut() -> np.ndarray:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.blocks import DenseBlock, Entry, ResidualDenseBlock, he_initialise
-from pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
+from pikfix.layers.blocks import DenseBlock, Entry, ResidualDenseBlock, he_initialise
+from pikfix.systems.pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 
 _SINGLE_FUSION_SCALE = 1
 """Where the single-scale ablation fuses: 1/8, the scale of its correlation."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.sizes import pad_to_multiple
+from pikfix.layers.sizes import pad_to_multiple
 
 DEGREE = 3
 """Of the correction, a polynomial in luminance: exposure, contrast, gamma, and the shoulder."""

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig
+from pikfix.systems.pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig
 
 
 def maps(config: PikFixConfig, mean: float) -> tuple[tuple[torch.Tensor, ...], ...]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pikfix.networks import PikFix, PikFixConfig
-from pikfix.networks.similarity import Similarity
+from pikfix.systems.pikfix.networks import PikFix, PikFixConfig
+from pikfix.systems.pikfix.networks.similarity import Similarity
 
 
 def pictures(height: int = 64, width: int = 96, references: int = 1) -> tuple[torch.Tensor, ...]:

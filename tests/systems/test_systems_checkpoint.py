@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pikfix.networks import CheckpointError, PikFix, load_checkpoint, read_metadata, save_checkpoint
+from pikfix.systems.checkpoint import CheckpointError, read_metadata, save_checkpoint
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
 
 
 def contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -48,7 +49,7 @@ def test_a_failed_write_leaves_the_previous_file(
     def disk_full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pikfix.networks.checkpoint.save_file", disk_full)
+    monkeypatch.setattr("pikfix.systems.checkpoint.save_file", disk_full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tiny, path)
     assert path.read_bytes() == before

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pikfix.inference.forms import lower
-from pikfix.networks.blocks import ResidualDenseBlock
+from pikfix.layers.blocks import ResidualDenseBlock
 
 
 def test_channels_filled_up_with_zeros_change_nothing() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pikfix.networks import PikFix, PikFixConfig
-from pikfix.networks.restoration import Restoration
+from pikfix.systems.pikfix.networks import PikFix, PikFixConfig
+from pikfix.systems.pikfix.networks.restoration import Restoration
 
 
 def test_untrained_restoration_is_the_identity(tiny_config: PikFixConfig) -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pikfix.networks import PikFix
-from pikfix.networks.tone import DEGREE, Tone, apply_tone, best_tone
+from pikfix.systems.pikfix.networks import PikFix
+from pikfix.systems.pikfix.networks.tone import DEGREE, Tone, apply_tone, best_tone
 
 
 def test_the_curve_is_the_polynomial() -> None:

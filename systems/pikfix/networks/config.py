@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pikfix.networks.damage import DamageConfig
+from pikfix.systems.damage.networks import DamageConfig
 
 SimilarityScales = Literal["none", "single", "multi"]
 Fusion = Literal["input_ab", "multi_scale_ab", "single_scale_histogram", "multi_scale_histogram"]
@@ -26,7 +26,7 @@ _RENAMED = {
 class PikFixConfig:
     """Every choice that changes a tensor's shape or a network's arithmetic.
 
-    `damage` finds and fills damage before anything else (`pikfix.networks.damage`); None, as
+    `damage` finds and fills damage before anything else (`systems/damage/networks.py`); None, as
     published, leaves that to restoration.
 
     Restoration (Pik-Fix, sec. 3.1): `restoration_levels` are the downsampling factors of the
@@ -34,7 +34,7 @@ class PikFixConfig:
     residual dense blocks of `restoration_units` convolutions with `restoration_growth` channels.
     `restoration_coarse_channels` widens the coarser levels, which cost little, each with growth in
     proportion; empty, as published, they are as wide as the first. `tone_channels` are the features
-    that estimate the whole photo's tone (`pikfix.networks.tone`); 0, as published, leaves it out.
+    that estimate the whole photo's tone (`tone.py`); 0, as published, leaves it out.
 
     Similarity (sec. 3.2): a ResNet with `backbone_blocks` per stage and `backbone_width` channels
     in its first stage, (3, 4, 6, 3) and 64 being ResNet-34; adapters to `adapter_channels`; the

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from pikfix.networks import PRESETS, PikFix, PikFixConfig, working_size
-from pikfix.networks.damage import Damage
+from pikfix.layers.sizes import working_size
+from pikfix.systems.damage.networks import Damage
+from pikfix.systems.pikfix.networks import PRESETS, PikFix, PikFixConfig
 
 SIDES = st.integers(1, 20_000)
 

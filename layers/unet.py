@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pikfix.networks.blocks import Entry
+from pikfix.layers.blocks import Entry
 
 
 def _convolutions(channels: int, out_channels: int, count: int) -> nn.Sequential:
