@@ -25,12 +25,12 @@ from pikfix.batch.receipts import (
     read_receipts,
 )
 from pikfix.batch.verify import unchanged
-from pikfix.cli import batch_verify, restore
+from pikfix.cli import batch_ray, batch_verify, restore
 from pikfix.cli.connection import Connection, with_connection
 from pikfix.cli.options import parameters_of, spliced
 from pikfix.cli.output import Reporter
 from pikfix.cli.plan import Job
-from pikfix.cli.problems import FAILURE, SUCCESS, CommandError, UsageError, printable
+from pikfix.cli.problems import FAILURE, SUCCESS, CommandError, UsageError, printable, tell
 from pikfix.cli.runner import Outcome, Run
 from pikfix.client import InvalidInputError
 from pikfix.references.manifest import FILE as LIBRARY_FILE
@@ -124,6 +124,18 @@ def run(
             "alone.",
         ),
     ] = "0/1",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ADDRESS",
+            help="Run all parts on the nodes of a Ray cluster, which share the folders.",
+            show_default=False,
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts for --ray; four on each node.", show_default=False),
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Also try those again that are damaged or no photos."),
@@ -144,11 +156,9 @@ def run(
     run at the same time, on several machines that share the folders. `pikfix batch verify` says
     whether all is done.
     """
-    try:
-        part = Shard.parse(shard)
-    except ValueError as error:
-        raise UsageError(f"--shard: {error}") from error
+    part = _part(shard, ray, parts)
     folder = out / ".receipts" if receipts is None else receipts
+    here = dict(wishes)
     repository = wishes.pop("model_repository")
     chosen = wishes.pop("format")
     format = None if chosen is None else chosen.value
@@ -161,6 +171,11 @@ def run(
     settings = dataclasses.replace(settings, digests=True)
     restore.make_place(out)
     agree_on_options(folder, _options(wishes | {"format": format}))
+    if ray is not None:
+        values = {"retry_failed": retry_failed, "overwrite": overwrite, "as_json": False}
+        places = {"scans": scans.resolve(), "out": out.resolve(), "receipts": folder.resolve()}
+        _on_ray(ray, parts, manifest, places, values | {"wishes": here, "connection": connection})
+        return
     ledger = read_receipts(folder, digests=False)
     todo, before = _todo(
         manifest, part, out, format, ledger, retry_failed=retry_failed, overwrite=overwrite
@@ -172,11 +187,8 @@ def run(
         work = Run(settings, reporter, reporter.complain)
         try:
             if todo:
-                facts = {"part": str(part), "version": importlib.metadata.version("pikfix")}
-                writer = ReceiptWriter(folder, facts)
+                writer = _write_receipts(work, folder, part, reporter)
                 stack.callback(writer.close)
-                work.begin = lambda job: writer.begin(_scan(job).name)
-                work.report = lambda outcome: _conclude(writer, outcome, reporter)
                 scans_to_do = _Scans(todo, manifest, out, format)
                 restore.work_through(work, scans_to_do, client, repository, reporter)
         finally:
@@ -191,6 +203,54 @@ def run(
         code = FAILURE
     if code != SUCCESS:
         raise typer.Exit(code)
+
+
+def _part(shard: str, ray: str | None, parts: int | None) -> Shard:
+    try:
+        part = Shard.parse(shard)
+    except ValueError as error:
+        raise UsageError(f"--shard: {error}") from error
+    if parts is not None and ray is None:
+        raise UsageError("--parts goes with --ray")
+    if ray is not None and part.count > 1:
+        raise UsageError("--ray and --shard exclude each other")
+    return part
+
+
+def _write_receipts(work: Run, folder: Path, part: Shard, reporter: Reporter) -> ReceiptWriter:
+    facts = {"part": str(part), "version": importlib.metadata.version("pikfix")}
+    writer = ReceiptWriter(folder, facts)
+    work.begin = lambda job: writer.begin(_scan(job).name)
+    work.report = lambda outcome: _conclude(writer, outcome, reporter)
+    return writer
+
+
+def _on_ray(
+    address: str,
+    parts: int | None,
+    manifest: Manifest,
+    places: dict[str, Path],
+    values: dict[str, Any],
+) -> None:
+    def work(part: Shard) -> int:
+        try:
+            # A process may do several parts, and each takes its options out of them.
+            run(**places, **{**values, "wishes": dict(values["wishes"])}, shard=str(part))
+        except typer.Exit as end:
+            return end.exit_code
+        return SUCCESS
+
+    codes = []
+    serves = values["connection"].url is None
+    for part, code in batch_ray.run_parts(address, parts, work, serves=serves):
+        codes.append(code)
+        tell(f"part {part} has ended ({len(codes)} of {part.count})")
+    ledger = read_receipts(places["receipts"], digests=False)
+    found = (ledger.receipts.get(name) for name in manifest.names)
+    counts = Counter("unfinished" if one is None else one.status for one in found)
+    tell(", ".join(f"{counts[one]} {one}" for one in sorted(counts)))
+    if any(codes) or manifest.unreadable:
+        raise typer.Exit(FAILURE)
 
 
 def read_manifest(scans: Path, out: Path) -> Manifest:

@@ -30,6 +30,7 @@ _EXTRAS = {
     "torchmetrics": "train",
     "matplotlib": "train",
     "faiss": "references",
+    "ray": "ray",
     "torch_tensorrt": "tensorrt",
     "fastapi": "web",
     "multipart": "web",

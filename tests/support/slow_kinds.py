@@ -21,6 +21,7 @@ MARKERS = ("serving", "engines", "packages", "gpu")
 # Files about things that are slow by nature.
 FILES = {
     "benchmarks/test_benchmarks_gpu_campaign.py": "a campaign in processes of its own",
+    "cli/test_cli_batch_ray.py": "starts a cluster",
     "export/test_export_aotinductor.py": "compiles C++",
     "export/test_export_engines.py": "builds engines",
     "export/test_export_pytorch.py": "exports in every precision",
