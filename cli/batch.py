@@ -235,7 +235,8 @@ def _on_ray(
     def work(part: Shard) -> int:
         try:
             # A process may do several parts, and each takes its options out of them.
-            run(**places, **{**values, "wishes": dict(values["wishes"])}, shard=str(part))
+            chosen = {**values, "wishes": dict(values["wishes"])}
+            run(**{**places, **chosen, "shard": str(part)})
         except typer.Exit as end:
             return end.exit_code
         return SUCCESS

@@ -7,6 +7,7 @@ died to another node, and the receipts tell that one what is done already.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,14 +36,14 @@ def run_parts(
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CommandError(f"--ray {address}: {' '.join(str(error).split())}") from error
     # Ray's own notes on nodes that die are no results.
     stack = contextlib.ExitStack()
     stack.enter_context(contextlib.redirect_stdout(sys.stderr))
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in _nodes(ray) if node["Alive"]]
         count = count or PARTS_PER_NODE * len(nodes)
         task = ray.remote(max_retries=_MOST_DEATHS, **_needs(nodes, serves=serves))(work)
         running = {task.remote(part): part for part in (Shard(i, count) for i in range(count))}
@@ -52,6 +53,10 @@ def run_parts(
     finally:
         ray.shutdown()
         stack.close()
+
+
+def _nodes(ray: Any) -> Any:
+    return ray.nodes()  # without types
 
 
 def _needs(nodes: list[dict[str, float]], *, serves: bool) -> dict[str, Any]:

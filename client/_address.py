@@ -17,6 +17,9 @@ _PLAIN = re.compile(_HOST + _PORT)
 _DNS = re.compile(r"dns:(?://(?P<resolver>[^\s/]*)/)?" + _HOST + _PORT)
 _LIST = re.compile(r"ipv(?P<version>[46]):(?P<places>\S+)")
 
+# How many servers a name stands for is not known here.
+_TRIES_OF_A_NAME = 4
+
 
 @dataclass(frozen=True)
 class Address:
@@ -38,6 +41,13 @@ class Address:
     def listed(self) -> bool:
         """Whether several addresses were given, which leaves nothing to look up."""
         return len(self.hosts) > 1
+
+    @property
+    def tries(self) -> int:
+        """How many servers to ask, one after another, whether they are ready."""
+        if self.listed:
+            return len(self.hosts)
+        return _TRIES_OF_A_NAME if self.spread else 1
 
     @property
     def loopback(self) -> bool:

@@ -186,9 +186,9 @@ class AsyncPikFixClient:
         See :meth:`pikfix.client.PikFixClient.ensure_ready`.
         """
         seconds = self._timeout.status
-        if not await self._call(None, "is_server_ready", client_timeout=seconds):
+        if not await self._any(None, "is_server_ready", client_timeout=seconds):
             raise ServerNotReadyError("the server is not ready", url=self._url)
-        if not await self._call(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
+        if not await self._any(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
             index = await self._call(None, "get_model_repository_index", client_timeout=seconds)
             raise why_not_ready(self._url, index)
 
@@ -240,6 +240,17 @@ class AsyncPikFixClient:
                 pause = tries.pause_after(error)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
+
+    async def _any(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> bool:
+        """Ask several servers in turn, where there are several, until one says yes."""
+        for left in reversed(range(self._address.tries)):
+            try:
+                if await self._call(model, method, *args, **kwargs):
+                    return True
+            except PikFixError as error:
+                if not (left and error.passing):
+                    raise
+        return False
 
     async def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         self._guard.enter(model, loop=True)

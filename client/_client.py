@@ -219,13 +219,15 @@ class PikFixClient:
     def ensure_ready(self) -> None:
         """Return if the server can restore photos now; raise what is in the way otherwise.
 
+        Of several servers one that can is enough.
+
         Raises:
             PikFixError: see :mod:`pikfix.client` for the tree.
         """
         seconds = self._timeout.status
-        if not self._call(None, "is_server_ready", client_timeout=seconds):
+        if not self._any(None, "is_server_ready", client_timeout=seconds):
             raise ServerNotReadyError("the server is not ready", url=self._url)
-        if not self._call(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
+        if not self._any(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
             index = self._call(None, "get_model_repository_index", client_timeout=seconds)
             raise why_not_ready(self._url, index)
 
@@ -278,6 +280,17 @@ class PikFixClient:
             except PikFixError as error:
                 pause = tries.pause_after(error)
             self._closing.wait(pause)
+
+    def _any(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> bool:
+        """Ask several servers in turn, where there are several, until one says yes."""
+        for left in reversed(range(self._address.tries)):
+            try:
+                if self._call(model, method, *args, **kwargs):
+                    return True
+            except PikFixError as error:
+                if not (left and error.passing):
+                    raise
+        return False
 
     def _call(self, model: str | None, method: str, *args: Any, **kwargs: Any) -> Any:
         call: Callable[..., Any] = getattr(self._triton, method)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 
+import grpc
 import pytest
 from fake_triton import QUICK, FakeTriton
 from small_dns import SmallDns
@@ -153,6 +154,28 @@ def test_a_new_replica_is_found_when_a_connection_has_come_of_age(names, jpeg, u
     finally:
         old.close()
         new.close()
+
+
+@pytest.mark.parametrize("state", ["exiting", "loading", "without the model"])
+def test_one_replica_that_is_ready_is_enough(kind, pair, jpeg, until, state):
+    first, second = pair
+
+    def leave(request, context):
+        context.abort(grpc.StatusCode.UNAVAILABLE, "Server exiting")
+
+    with kind(f"ipv4:{first.url},{second.url}") as client:
+        spread(client, pair, jpeg, until)
+        if state == "exiting":
+            first.ask = leave
+        elif state == "loading":
+            first.ready = False
+        else:
+            first.models.clear()
+        for _ in range(3):
+            client.ensure_ready()
+        second.ready = False
+        second.models.clear()
+        assert not client.is_ready()
 
 
 def test_all_replicas_gone(kind, pair, jpeg):

@@ -146,6 +146,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     Attributes:
         answer: called with (request, context) for every inference.
+        ask: called with the same before every question whether server or model are ready.
         requests: all inference requests, in order of arrival.
         metadata: the metadata of each.
         remaining: the seconds that each one's gRPC deadline left, or None.
@@ -156,6 +157,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, credentials=None, port=0, host="127.0.0.1", options=()):
         self.answer = answer
+        self.ask = lambda request, context: None
         self.requests = []
         self.metadata = []
         self.remaining = []
@@ -187,9 +189,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server.stop(grace=None).wait()
 
     def ServerReady(self, request, context):
+        self.ask(request, context)
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(self, request, context):
+        self.ask(request, context)
         # Triton says the same of a model that it does not have.
         return service_pb2.ModelReadyResponse(ready=self.models.get(request.name) == "READY")
 
