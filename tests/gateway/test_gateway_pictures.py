@@ -107,8 +107,9 @@ def library(tmp_path_factory):
     """Three pictures that a seeded backbone compares: (library, pictures)."""
     import torch
 
-    from pikfix.layers.color import PRESETS, PikFix, save_checkpoint
     from pikfix.references.builder import build_library
+    from pikfix.systems.checkpoint import save_checkpoint
+    from pikfix.systems.pikfix.networks import PRESETS, PikFix
 
     root = tmp_path_factory.mktemp("library")
     (root / "pictures" / "deeper").mkdir(parents=True)
