@@ -240,6 +240,8 @@ async function showPictures(item) {
   setStrength(100);
   const colours = report.colorized && SHOWN_BY_BROWSERS[report.result.format];
   element("strength").disabled = !colours;
+  // Nothing is offered that could not be seen before it is saved.
+  if (!colours) element("strength-value").textContent = `100 %, as browsers do not show ${report.result.format.toUpperCase()}`;
   element("strength-label").hidden = !report.colorized;
   element("report").replaceChildren(...sentencesOf(item.job).map(row));
   drawAlternatives(item);

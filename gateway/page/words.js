@@ -18,7 +18,8 @@ export function stateOf(item) {
       return left === null ? "being restored" : `being restored, about ${left} s left`;
     }
     case "done":
-      return item.job.report.photo.content === "photo" ? "restored" : "left as it was";
+      if (item.job.report.photo.content !== "photo") return "left as it was";
+      return item.job.library.length ? `restored, after ${item.job.library.join(", ")}` : "restored";
     case "failed":
       return item.problem?.title ?? "failed";
     default:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pikfix.photos import encode_photo
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
@@ -202,6 +204,21 @@ def test_own_references_and_options_go_with_the_next_photos(page, fake, make_png
     assert fake.calls == [(make_png(3), [make_png(1), make_png(2)], options)]
 
 
+def test_a_scan_that_browsers_do_not_read_is_shown_all_the_same(page, fake):
+    fake.library = "harbour.jpg"
+    pixels = np.full((120, 160), 90, np.uint8)
+    page.click("#options summary")
+    page.select_option("#format", "tiff")
+    choose(page, ("scan.tif", encode_photo(pixels, "tiff")[0]))
+    is_loaded(page)
+    assert abs(seen(page, 0.25) - 90).max() <= 2
+    assert np.ptp(seen(page, 0.75)) > 60
+    expect(page.locator("#strength")).to_be_disabled()
+    expect(page.locator("#strength-value")).to_contain_text("browsers do not show TIFF")
+    name, data = save(page)
+    assert (name, Image.open(io.BytesIO(data)).format) == ("scan-restored.tif", "TIFF")
+
+
 def test_a_text_file_is_told_in_a_sentence(page):
     choose(page, ("notes.txt", b"no picture"))
     alert = page.get_by_role("alert")
@@ -301,6 +318,7 @@ def test_another_reference_of_the_library_is_clicked(browser, start, fake, make_
     )
     page.get_by_role("button", name="blue.png, 0.30, hardly suits").click()
     expect(page.locator("#report")).to_contain_text("blue.png")
+    expect(page.get_by_text("restored, after blue.png")).to_be_visible()
     assert fake.calls[-1][0] == make_png(5)
     assert fake.calls[-1][1] == [make_png(201)]
     page.close()
