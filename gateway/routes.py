@@ -76,7 +76,10 @@ def _add_asking(router: APIRouter, gateway: Gateway) -> None:
         key = _checked_key(idempotency_key)
         with gateway.restorer.key(owner, key) as known:
             job = known
-            if job is None:
+            if job is not None:
+                async for _ in request.stream():
+                    pass  # the same photo once more: whoever sends it has to be done with that
+            else:
                 with gateway.restorer.place():
                     job = await _accept(gateway, request, owner, key)
                     await gateway.restorer.add(job)
@@ -169,10 +172,11 @@ async def _while_connected(request: Request, coroutine: Coroutine[Any, Any, None
     """Await something; False if the caller went away first, and it is left off."""
 
     async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+        while (await request.receive())["type"] != "http.disconnect" and not work.done():
             pass
 
-    work, watch = asyncio.create_task(coroutine), asyncio.create_task(gone())
+    work = asyncio.create_task(coroutine)
+    watch = asyncio.create_task(gone())
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         return work.done()
