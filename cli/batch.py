@@ -162,7 +162,7 @@ def run(
     repository = wishes.pop("model_repository")
     chosen = wishes.pop("format")
     format = None if chosen is None else chosen.value
-    exclusive = ("reference", "library", "color", "force_color")
+    exclusive = ("reference", "library", "color", "force_color", "keep_color")
     restore.refuse_contradictions(**{name: wishes[name] for name in exclusive})
     client = connection.client()
     manifest = read_manifest(scans, out)

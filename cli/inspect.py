@@ -86,7 +86,10 @@ def _made(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     photo, model = _table(said.get("photo")), _table(said.get("model"))
     yield "photo", f"{photo.get('file')}, sha256 {photo.get('sha256')}"
     yield "model", f"{model.get('version')}, sha256 {model.get('sha256') or 'not known'}"
-    yield "colours", "added by a trained network" if said.get("colorized") else "none added"
+    if said.get("kept_colors"):
+        yield "colours", "the photo's own"
+    else:
+        yield "colours", "added by a trained network" if said.get("colorized") else "none added"
     for one in said.get("references") or ():
         used = _table(one)
         parts = [str(used.get("name") or used.get("file") or "not named")]

@@ -146,6 +146,19 @@ def command(
             "it they fail, as a result holds one."
         ),
     ] = Pages.all,
+    keep_color: Annotated[
+        bool,
+        typer.Option(
+            "--keep-color",
+            help="Photos that have colours keep them; their luminance alone is restored.",
+        ),
+    ] = False,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="Strength of the restoration; 0 leaves the tones.")
+    ] = 1.0,
+    color_strength: Annotated[
+        float, typer.Option(min=0, max=1, help="Strength of the colours.")
+    ] = 1.0,
     connection: Connection,
     model_repository: Annotated[
         Path, typer.Option(help="Models for the server that is started without --url.")
@@ -200,7 +213,11 @@ def command(
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
     refuse_contradictions(
-        reference=reference, library=library, color=color, force_color=force_color
+        reference=reference,
+        library=library,
+        color=color,
+        force_color=force_color,
+        keep_color=keep_color,
     )
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
@@ -224,6 +241,9 @@ def command(
         profile=profile,
         depth=depth,
         pages=pages,
+        keep_color=keep_color,
+        strength=strength,
+        color_strength=color_strength,
         jobs=jobs,
         timeout=timeout,
         overwrite=overwrite,
@@ -260,13 +280,20 @@ def command(
 
 
 def refuse_contradictions(
-    *, reference: Sequence[Path] | None, library: Path | None, color: bool, force_color: bool
+    *,
+    reference: Sequence[Path] | None,
+    library: Path | None,
+    color: bool,
+    force_color: bool,
+    keep_color: bool,
 ) -> None:
     """Raise UsageError where options exclude each other."""
     if library is not None and reference:
         raise UsageError("--library and --reference exclude each other")
     if force_color and not color:
         raise UsageError("--force-color and --no-color exclude each other")
+    if keep_color and not color:
+        raise UsageError("--keep-color and --no-color exclude each other")
 
 
 def settings_of(
@@ -282,6 +309,9 @@ def settings_of(
     profile: Profile,
     depth: Depth | None,
     pages: Pages,
+    keep_color: bool,
+    strength: float,
+    color_strength: float,
     jobs: int,
     timeout: float,
     overwrite: bool,
@@ -309,6 +339,9 @@ def settings_of(
         profile=profile.value,
         depth=None if depth is None else int(depth.value),
         pages=pages.value,
+        keep_color=keep_color,
+        strength=strength,
+        color_strength=color_strength,
         timeout=timeout,
         in_flight=jobs,
         overwrite=overwrite,

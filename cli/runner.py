@@ -174,6 +174,9 @@ class Settings:
         profile: of the results, own or srgb.
         depth: bits a sample of the results; None: the photo's.
         pages: of files with several photos, all or first.
+        keep_color: photos that have colours keep them.
+        strength: of the restoration, 0 to 1.
+        color_strength: of the colours, 0 to 1.
         timeout: seconds per photo and attempt.
         in_flight: photos at a time, at most.
         overwrite: replace results that exist.
@@ -190,6 +193,9 @@ class Settings:
     profile: str = "own"
     depth: int | None = None
     pages: str = "all"
+    keep_color: bool = False
+    strength: float = 1.0
+    color_strength: float = 1.0
     timeout: float = 300.0
     in_flight: int = 2
     overwrite: bool = False
@@ -208,6 +214,9 @@ class Settings:
             "profile": self.profile,
             "depth": self.depth,
             "pages": self.pages,
+            "keep_color": self.keep_color,
+            "strength": self.strength,
+            "color_strength": self.color_strength,
         }
 
 

@@ -132,6 +132,9 @@ class AsyncPikFixClient:
         profile: Literal["own", "srgb"] = "own",
         depth: Literal[8, 16] | None = None,
         pages: Literal["all", "first"] = "all",
+        keep_color: bool = False,
+        strength: float = 1.0,
+        color_strength: float = 1.0,
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo; see :meth:`pikfix.client.PikFixClient.restore`."""
@@ -145,7 +148,14 @@ class AsyncPikFixClient:
             force_photo=force_photo,
             format=format,
             quality=quality,
-            more={"profile": profile, "depth": depth, "pages": pages},
+            more={
+                "profile": profile,
+                "depth": depth,
+                "pages": pages,
+                "keep_color": keep_color,
+                "strength": strength,
+                "color_strength": color_strength,
+            },
             limit=self._limits.message_bytes,
         )
         return photo_result(await self._send(request, seconds), self._url, request.notes)

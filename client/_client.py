@@ -127,6 +127,9 @@ class PikFixClient:
         profile: Literal["own", "srgb"] = "own",
         depth: Literal[8, 16] | None = None,
         pages: Literal["all", "first"] = "all",
+        keep_color: bool = False,
+        strength: float = 1.0,
+        color_strength: float = 1.0,
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo, and colorize it after a reference.
@@ -150,6 +153,10 @@ class PikFixClient:
             depth: bits a sample of the result; None keeps the photo's where the format can.
             pages: of a file with several photos, each on a page, ``first`` restores the first
                 alone; it is refused otherwise, as a result holds one.
+            keep_color: a photo that has colours keeps them, restored in its luminance alone; others
+                are colorized as without it.
+            strength: of the restoration, 0 to 1; at 0 the tones stay as they are.
+            color_strength: of the result's colours, 0 to 1.
             timeout: seconds for this request; None takes the client's ``Timeout.request``.
 
         Returns:
@@ -168,7 +175,14 @@ class PikFixClient:
             force_photo=force_photo,
             format=format,
             quality=quality,
-            more={"profile": profile, "depth": depth, "pages": pages},
+            more={
+                "profile": profile,
+                "depth": depth,
+                "pages": pages,
+                "keep_color": keep_color,
+                "strength": strength,
+                "color_strength": color_strength,
+            },
             limit=self._limits.message_bytes,
         )
         return photo_result(self._send(request, seconds), self._url, request.notes)

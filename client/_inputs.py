@@ -171,7 +171,7 @@ def check_options(
     quality: int,
     *,
     force_photo: bool = False,
-) -> dict[str, bool | int | str]:
+) -> dict[str, bool | int | float | str]:
     """Return the options of a photo request.
 
     Raises:
@@ -188,7 +188,7 @@ def check_options(
         raise InvalidOptionsError(f"quality must be a whole number from 1 to 100, got {quality!r}")
     if format is not None and not (isinstance(format, str) and format in FORMATS):
         raise InvalidOptionsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    options: dict[str, bool | int | str] = {"color": bool(color), "quality": int(quality)}
+    options: dict[str, bool | int | float | str] = {"color": bool(color), "quality": int(quality)}
     if force_color:
         options["force_color"] = True
     if force_photo:  # a server of before does not know it
@@ -202,16 +202,28 @@ def check_options(
 _CHOICES: Mapping[str, tuple[str | int | None, ...]] = MappingProxyType(
     {"profile": ("own", "srgb"), "depth": (None, 8, 16), "pages": ("all", "first")}
 )
+_SHARES = ("strength", "color_strength")
 
 
-def check_more(given: Mapping[str, Any]) -> dict[str, bool | int | str]:
+def check_more(given: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return those of the newer options that ask for something: a server of before refuses them.
 
     Raises:
         InvalidOptionsError: an option has another value than it can have.
     """
-    options = {}
+    options: dict[str, bool | int | float | str] = {}
     for name, value in given.items():
+        if name == "keep_color":
+            if not isinstance(value, (bool, np.bool_)):
+                raise InvalidOptionsError(f"{name} must be True or False, got {value!r}")
+            options |= {name: True} if value else {}
+            continue
+        if name in _SHARES:
+            number = isinstance(value, (int, float, np.integer, np.floating))
+            if not number or isinstance(value, bool) or not 0 <= value <= 1:
+                raise InvalidOptionsError(f"{name} must be a number from 0 to 1, got {value!r}")
+            options |= {name: float(value)} if value < 1 else {}
+            continue
         choices = _CHOICES[name]
         # True is equal to 1, and an array to nothing at once.
         plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pikfix.client._errors import (
+    InvalidOptionsError,
     InvalidResponseError,
     InvalidTensorError,
     MessageTooLargeError,
@@ -92,6 +93,8 @@ def photo_request(
     """
     options = check_options(color, force_color, format, quality, force_photo=force_photo)
     options |= check_more(more)
+    if options.get("keep_color") and not color:
+        raise InvalidOptionsError("keep_color asks for colours and color=False for none")
     encoded = encode_photo(photo)
     if encoded.here and format is None:
         # The caller's picture was in memory and has no file format of its own.

@@ -106,6 +106,7 @@ class Report:
             know.
         digital_source_type: what the result's XMP packet says of its origin, a term of IPTC's
             vocabulary; None where it says nothing, as for what was left as it is.
+        kept_colors: whether the result's colours are the photo's own.
     """
 
     photo: PhotoInfo
@@ -119,6 +120,7 @@ class Report:
     model_sha256: str | None = None
     digital_source_type: str | None = None
     damaged_share: float | None = None
+    kept_colors: bool = False
 
     @property
     def restored(self) -> bool:
@@ -182,6 +184,7 @@ class Report:
             model_sha256=_text_or_none(values.get("model_sha256")),
             digital_source_type=_text_or_none(values.get("digital_source_type")),
             damaged_share=_number_or_none(values.get("damaged_share")),
+            kept_colors=_truth(values.get("kept_colors", False)),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pikfix.photos.color import grey_from_luminance, photo_luminance
+from pikfix.photos.color import grey_from_luminance, lab_planes, photo_luminance
 from pikfix.photos.domain import Content, Rectangle
 from pikfix.photos.turned import Corners
 
@@ -110,3 +110,28 @@ class Kept:
         chosen = slice(None) if mask is None else mask
         whole[self.place.slices][chosen] = restored[chosen]
         return whole
+
+
+def unit_or_levels(kept: Kept) -> npt.NDArray[Any]:
+    """Return kept pixels as they were read: uint8, or float32 in [0, 1] of 16 bits."""
+    if not kept.deep:
+        return kept.pixels(deep=False)
+    return kept.pixels(deep=True).astype(np.float32) / np.float32(_TOP)
+
+
+class OwnChroma:
+    """The chroma of a photo's own colours, read as that of the networks is.
+
+    Args:
+        pixels: [H, W, 3] sRGB; uint8, or floating point in [0, 1].
+        strength: 0 to 1.
+    """
+
+    def __init__(self, pixels: npt.NDArray[Any], strength: float = 1.0) -> None:
+        self._pixels = pixels
+        self._strength = np.float32(strength)
+
+    def rows(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Return ab of these rows: [2, rows, width] float32, a/110 and b/110."""
+        ab: npt.NDArray[np.float32] = lab_planes(self._pixels[rows])[1:] * self._strength
+        return ab

@@ -109,6 +109,9 @@ class Options:
         profile: own, the photo's colour profile where the result can be stored in it, or srgb.
         depth: 8 or 16 bits a sample; None: as many as the photo has.
         pages: all, which refuses a file with several photos, as a result holds one; or first.
+        keep_color: a photo that has colours keeps them; otherwise it gets a reference's or none.
+        strength: of the restoration, 0 to 1.
+        color_strength: of the colours, 0 to 1.
     """
 
     color: bool = True
@@ -119,6 +122,9 @@ class Options:
     profile: str = "own"
     depth: int | None = None
     pages: str = "all"
+    keep_color: bool = False
+    strength: float = 1.0
+    color_strength: float = 1.0
 
 
 def parse_options(data: bytes) -> Options:
@@ -145,7 +151,12 @@ def parse_options(data: bytes) -> Options:
         if key not in known:
             raise PhotoError("bad_options", f"option {key!r} is unknown: use {', '.join(known)}")
     options = Options(**given)
-    for name in ("color", "force_color", "force_photo"):
+    _check_values(options)
+    return options
+
+
+def _check_values(options: Options) -> None:
+    for name in ("color", "force_color", "force_photo", "keep_color"):
         if not isinstance(getattr(options, name), bool):
             raise PhotoError("bad_options", f"{name} must be true or false")
     if options.format is not None and options.format not in encode.FORMATS:
@@ -159,7 +170,13 @@ def parse_options(data: bytes) -> Options:
         if isinstance(value, bool) or value not in choices:
             texts = ", ".join("null" if one is None else str(one) for one in choices)
             raise PhotoError("bad_options", f"{name} must be one of {texts}")
-    return options
+    if options.keep_color and not options.color:
+        raise PhotoError("bad_options", "keep_color asks for colours and color for none")
+    for name in ("strength", "color_strength"):
+        number = getattr(options, name)
+        # NaN, which Python reads from JSON, is in no range.
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+            raise PhotoError("bad_options", f"{name} must be a number from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +361,11 @@ class PhotoNotes:
         kept: what passes the networks by; None where they get the whole picture.
         place: of the photo among those in flight, which encode_photo gives back.
         icc: profile of the result; empty: sRGB.
+        original: the part that the networks get, as it was, where it is needed once more: for its
+            own colours or a strength below 1.
+        keep_color: whether the result has the photo's own colours.
+        strength: of the restoration, 0 to 1.
+        color_strength: of the colours, 0 to 1.
     """
 
     size: tuple[int, int]
@@ -364,6 +386,10 @@ class PhotoNotes:
     kept: Kept | None = None
     place: int | None = None
     icc: bytes = b""
+    original: Kept | None = None
+    keep_color: bool = False
+    strength: float = 1.0
+    color_strength: float = 1.0
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
@@ -391,8 +417,9 @@ class PhotoNotes:
             if fields["dpi"] is not None:
                 horizontal, vertical = fields["dpi"]
                 fields["dpi"] = (float(horizontal), float(vertical))
-            if fields["kept"] is not None:
-                fields["kept"] = Kept.from_fields(fields["kept"])
+            for name in ("kept", "original"):
+                if fields[name] is not None:
+                    fields[name] = Kept.from_fields(fields[name])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PhotoError(
@@ -425,6 +452,11 @@ def part_to_restore(photo: Photo, content: Content) -> Photo:
     if content.rectangle is not None:
         return dataclasses.replace(photo, pixels=photo_within(photo.pixels, content))
     return photo
+
+
+def keeps_color(part: Photo, options: Options) -> bool:
+    """Whether the own colours of what the networks get are those of the result."""
+    return options.keep_color and has_colours(part.pixels)
 
 
 def take_notes(
@@ -460,17 +492,20 @@ def take_notes(
     graphic = content.kind == "graphic"
     part = part_to_restore(photo, content)
     colorize = options.color and bool(references) and not graphic
+    keep = not graphic and keeps_color(part, options)
+    if keep:
+        colorize, references = False, ()
     if graphic:
         warnings.append(LEFT_AS_IT_IS)
     elif content.rectangle is not None:
         warnings.append(BORDER_KEPT)
-    if options.color and has_colours(part.pixels):
+    if options.color and not keep and has_colours(part.pixels):
         warnings.append("the photo's own colours were not used: only its luminance is restored")
-    if options.color and not references and not graphic:
+    if options.color and not references and not graphic and not keep:
         suits = rejection_reason or "its library has none that suits"
         where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
-    colour = colorize or (graphic and photo.pixels.ndim == 3)
+    colour = colorize or keep or (graphic and photo.pixels.ndim == 3)
     holds_deep = encode.holds_deep(name, grey=not colour)
     if not holds_deep and (options.depth == 16 or (photo.deep and options.depth is None)):
         kind = "colour" if colour else "pictures"
@@ -480,6 +515,17 @@ def take_notes(
     # A WebP picture is never grey alone, and so in no profile of grey.
     icc = photo.icc if own and not (name == "webp" and not colour) else b""
     stored = photo.stored if icc and photo.stored is not None else photo.pixels
+    kept = Kept.of(stored, content) if part is not photo else None
+    # Nothing is to be done, neither to tones nor to colours: every sample stays.
+    if (
+        options.strength == 0
+        and not colorize
+        and colour == (photo.pixels.ndim == 3)
+        and not (keep and options.color_strength < 1)
+    ):
+        kept = Kept.of(stored, Content())
+        warnings.append("left as it is: strength is 0 and no colours are added")
+    again = (keep or options.strength < 1) and (kept is None or kept.place is not None)
     return PhotoNotes(
         size=(part.height, part.width),
         photo={
@@ -504,6 +550,10 @@ def take_notes(
         colorize=colorize,
         references=[reference.report() for reference in references] if colorize else [],
         warnings=warnings,
-        kept=Kept.of(stored, content) if part is not photo else None,
+        kept=kept,
         icc=icc,
+        original=Kept.of(part.pixels, Content()) if again else None,
+        keep_color=keep,
+        strength=options.strength,
+        color_strength=options.color_strength,
     )

@@ -48,6 +48,9 @@ def test_a_sidecar_tells_of_everything_that_went_in(restore, picture, tmp_path):
         "profile": "own",
         "depth": None,
         "pages": "all",
+        "keep_color": False,
+        "strength": 1.0,
+        "color_strength": 1.0,
         "format": "png",
     }
     assert values["software"].startswith("pikfix ")

@@ -114,6 +114,21 @@ def test_force_color_is_passed_on(restore, server, picture, tmp_path):
     assert sent_options(server)[0]["force_color"] is True
 
 
+def test_options_for_archives_are_passed_on(restore, server, picture, tmp_path):
+    words = ("--profile", "srgb", "--depth", "16", "--pages", "first", "--keep-color")
+    words += ("--strength", "0.5", "--color-strength", "0")
+    done = restore(picture(tmp_path / "a.png"), "-o", tmp_path / "out", *words)
+    assert done.returncode == 0, done.stderr
+    assert sent_options(server)[0] == {
+        **{"color": True, "quality": 95, "format": "png", "profile": "srgb", "depth": 16},
+        **{"pages": "first", "keep_color": True, "strength": 0.5, "color_strength": 0.0},
+    }
+    for wrong in (["--strength", "1.1"], ["--depth", "12"], ["--keep-color", "--no-color"]):
+        done = restore(tmp_path / "a.png", "-o", tmp_path / "other", *wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith("pikfix: ")
+
+
 def test_no_color_sends_no_reference(restore, server, picture, tmp_path):
     photo = picture(tmp_path / "a.jpg")
     done = restore(photo, "-o", tmp_path / "out", "--no-color", "--reference", photo)

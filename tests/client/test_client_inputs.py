@@ -183,6 +183,16 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
     client.restore(jpeg, force_photo=True)
     wanted = {"color": True, "quality": 95, "force_photo": True}
     assert json.loads(sent(server, "options").item()) == wanted
+    newer = {"profile": "srgb", "depth": 16, "pages": "first", "keep_color": True}
+    newer |= {"strength": 0.5, "color_strength": 0.0}
+    client.restore(jpeg, **newer)
+    wanted = {"color": True, "quality": 95, **newer}
+    assert json.loads(sent(server, "options").item()) == wanted
+    # A server of before refuses what it does not know.
+    client.restore(
+        jpeg, profile="own", depth=None, pages="all", keep_color=False, strength=1, color_strength=1
+    )
+    assert json.loads(sent(server, "options").item()) == {"color": True, "quality": 95}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +210,20 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
         {"force_color": "yes"},
         {"force_photo": 1},
         {"force_color": True, "color": False},
+        {"keep_color": True, "color": False},
+        {"keep_color": "yes"},
+        {"keep_color": None},
+        {"profile": "adobe"},
+        {"depth": 12},
+        {"depth": "8"},
+        {"depth": True},
+        {"pages": 1},
+        {"pages": np.zeros(2)},
+        {"strength": -0.1},
+        {"strength": float("nan")},
+        {"strength": True},
+        {"color_strength": "1"},
+        {"color_strength": None},
     ],
 )
 def test_wrong_options_are_refused_before_sending(client, server, jpeg, options):

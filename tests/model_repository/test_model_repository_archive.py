@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -216,9 +217,130 @@ def test_depth_is_chosen(steps, text, asked, dtype):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"depth": 12}, {"depth": True}, {"profile": "adobe"}, {"pages": 1}, {"pages": []}]
+    "wrong",
+    [
+        *({"depth": 12}, {"depth": True}, {"profile": "adobe"}, {"pages": 1}, {"pages": []}),
+        *({"keep_color": 1}, {"keep_color": None}, {"strength": 1.1}, {"strength": True}),
+        *({"strength": math.nan}, {"color_strength": "1"}, {"color_strength": -0.1}),
+    ],
 )
 def test_wrong_options_are_named(steps, text, wrong):
     message, _ = through(steps, text, tiff(data.camera()[:64, :96]), **wrong)
     (name,) = wrong
-    assert message.startswith(f"[decode_photo] bad_options: {name} must be one of ")
+    assert message.startswith(f"[decode_photo] bad_options: {name} must be ")
+
+
+def changed(steps, text, file, change, **options):
+    """As `through`, by networks that change the luminance [1, 1, H, W]."""
+    decode, encode = steps
+    sent = {"photo": text([file]), "options": text([json.dumps(options).encode()])}
+    (decoded,) = decode.run(sent)
+    light = change(decoded["photo_l"])
+    ab = np.full((1, 2, *light.shape[2:]), 0.5, np.float32)
+    (answer,) = encode.run({"restored_l": light, "ab": ab, "photo_info": decoded["photo_info"]})
+    return answer["result"][0, 0], json.loads(answer["report"][0, 0])
+
+
+def inverted(light):
+    return -light
+
+
+@pytest.mark.parametrize("icc", [b"", ADOBE], ids=["srgb", "adobe"])
+def test_a_colour_photo_keeps_its_colours(steps, text, icc):
+    rng = np.random.default_rng(0)
+    smooth = np.array(Image.fromarray(data.astronaut()).resize((400, 400)), np.float64)
+    noisy = smooth / 255 * 55000 + 4000 + rng.integers(0, 300, smooth.shape)
+    photo = noisy.astype(np.uint16)
+    result, report = through(steps, text, tiff(photo, icc), keep_color=True, force_photo=True)
+    pixels, _ = read(result)
+    assert (report["kept_colors"], report["colorized"]) == (True, False)
+    assert report["digital_source_type"].endswith("/algorithmicallyEnhanced")
+    assert report["warnings"] == []
+    to_srgb = {"colorspace": "rgb", "outcolorspace": "rgb"}
+    before, after = (
+        cms_transform(one / 65535, icc, cms_profile("srgb"), **to_srgb) if icc else one / 65535
+        for one in (photo, pixels)
+    )
+    apart = sk.deltaE_ciede2000(sk.rgb2lab(before.clip(0, 1)), sk.rgb2lab(after.clip(0, 1)))
+    assert apart.mean() < 0.1
+    assert min(len(np.unique(pixels[..., i])) for i in range(3)) > 4096
+
+
+def test_kept_colours_follow_the_restored_luminance(steps, text):
+    photo = np.ascontiguousarray(data.astronaut()[100:196, 100:228])
+    lighter = np.float32(0.2)
+    result, report = changed(
+        steps, text, tiff(photo), lambda light: light * (1 - lighter) + lighter, keep_color=True
+    )
+    before, after = sk.rgb2lab(photo), sk.rgb2lab(read(result)[0])
+    assert np.abs(after[..., 0] - (before[..., 0] * 0.8 + 20)).max() < 0.3
+    middle = (photo.min(axis=-1) > 60) & (photo.max(axis=-1) < 200)
+    assert np.abs(after - before)[middle][:, 1:].mean() < 0.5
+    assert report["kept_colors"] is True
+
+
+def test_a_grey_photo_has_no_colours_to_keep(steps, text):
+    grey = np.ascontiguousarray(data.camera()[100:196, 100:228])
+    _, report = through(steps, text, tiff(grey), keep_color=True)
+    assert report["kept_colors"] is False
+    message, _ = through(steps, text, tiff(grey), keep_color=True, color=False)
+    assert message.startswith("[decode_photo] bad_options: keep_color asks for colours")
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_strength_of_the_restoration(steps, text, strength):
+    grey = np.ascontiguousarray(data.camera()[100:196, 100:228])
+    result, _ = changed(steps, text, tiff(grey), inverted, strength=strength, color=False)
+    light = sk.rgb2lab(np.repeat(grey[..., None], 3, axis=-1))[..., 0]
+    found = sk.rgb2lab(np.repeat(read(result)[0][..., None], 3, axis=-1))[..., 0]
+    expected = light + strength * ((100 - light) - light)
+    assert np.abs(found - expected).max() < 0.3
+
+
+def test_strength_of_the_colours(steps, text):
+    grey = np.full((96, 128), 128, np.uint8)
+    grey[::3] = 120
+    reference = io.BytesIO()
+    Image.fromarray(data.coffee()[:64, :64]).save(reference, "PNG")
+    decode, encode = steps
+    found = {}
+    for strength in (1.0, 0.5, 0.0):
+        options = json.dumps({"color_strength": strength, "force_photo": True}).encode()
+        (decoded,) = decode.run(
+            {
+                "photo": text([tiff(grey)]),
+                "reference": text([reference.getvalue()]),
+                "options": text([options]),
+            }
+        )
+        ab = np.full((1, 2, *decoded["photo_l"].shape[2:]), 0.2, np.float32)
+        (answer,) = encode.run(
+            {"restored_l": decoded["photo_l"], "ab": ab, "photo_info": decoded["photo_info"]}
+        )
+        lab = sk.rgb2lab(read(answer["result"][0, 0])[0])
+        found[strength] = np.hypot(lab[..., 1], lab[..., 2]).mean()
+    assert found[1.0] == pytest.approx(22 * 2**0.5, abs=0.7)
+    assert found[0.5] == pytest.approx(11 * 2**0.5, abs=0.7)
+    assert found[0.0] < 0.2
+
+
+@pytest.mark.parametrize("kind", ["grey", "gamma", "grey16", "adobe", "colour8"])
+def test_nothing_to_do_leaves_every_sample(steps, text, kind):
+    grey = np.ascontiguousarray(data.camera()[100:196, 100:228])
+    colour = np.ascontiguousarray(data.astronaut()[100:196, 100:228])
+    pixels, icc = {
+        "grey": (grey, b""),
+        "gamma": (grey, GAMMA),
+        "grey16": (grey * np.uint16(257) - np.uint16(3), GAMMA),
+        "adobe": (colour * np.uint16(255) + np.uint16(77), ADOBE),
+        "colour8": (colour, ADOBE),
+    }[kind]
+    options = {"keep_color": True} if pixels.ndim == 3 else {"color": False}
+    result, report = changed(steps, text, tiff(pixels, icc), inverted, strength=0, **options)
+    found, profile = read(result)
+    assert np.array_equal(found, pixels)
+    assert found.dtype == pixels.dtype
+    assert (profile or b"") == icc or (icc == b"" and pixels.ndim == 3)
+    # It is said, and the picture not marked as changed.
+    assert report["warnings"] == ["left as it is: strength is 0 and no colours are added"]
+    assert report["digital_source_type"] is None

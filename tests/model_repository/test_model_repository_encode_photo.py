@@ -107,6 +107,7 @@ def test_report(steps, text, save, reference):
         "model_version": "unknown",
         "model_sha256": None,
         "digital_source_type": provenance.COMPOSITE,
+        "kept_colors": False,
         "warnings": ["the photo's own colours were not used: only its luminance is restored"],
     }
     assert list(seconds) == ["decode_photo", "networks", "encode_photo"]

@@ -64,6 +64,7 @@ from pikfix.photos.steps import (
     decode_references,
     grey_reference,
     join_references,
+    keeps_color,
     matching_side,
     parse_options,
     part_to_restore,
@@ -212,10 +213,11 @@ class TritonPythonModel:
         references = given.result()
         content = Content() if options.force_photo else find_content(photo.pixels)
         part = part_to_restore(photo, content)
-        if content.kind == "graphic":
+        own = keeps_color(part, options)
+        if content.kind == "graphic" or own:
             references = []
         rejection_reason: str | None = None
-        wanted = options.color and content.kind == "photo"
+        wanted = options.color and content.kind == "photo" and not own
         if wanted and not references and self.choose_references is not None:
             references, rejection_reason = self.choose_references(part, options)
         library = self.choose_references is not None

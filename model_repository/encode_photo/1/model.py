@@ -35,10 +35,12 @@ from pikfix.photos import (
     compose,
     crop,
     encode_photo,
+    photo_luminance,
     provenance,
 )
 from pikfix.photos.attach import holds_xmp
 from pikfix.photos.in_flight import InFlight
+from pikfix.photos.kept import OwnChroma, unit_or_levels
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.profiles import grey_in_profile, in_profile
 from pikfix.photos.responses import respond
@@ -138,9 +140,18 @@ class TritonPythonModel:
             pixels = kept.pixels(deep=notes.deep)
             return self._file(pixels, notes, None, changed=False)
         light = crop(padded_l, notes.size)
+        original = None if notes.original is None else unit_or_levels(notes.original)
+        if original is not None and notes.strength < 1:
+            before = photo_luminance(original)
+            light = before + np.float32(notes.strength) * (light - before)
         confidence = None
-        if notes.colorize:
-            chroma = ChromaPlanes(ab, padded, notes.size)
+        if notes.keep_color and original is not None:
+            own = OwnChroma(original, notes.color_strength)
+            pixels = in_profile(
+                notes.icc, lambda deep: compose(light, own.rows, deep=deep), deep=notes.deep
+            )
+        elif notes.colorize:
+            chroma = ChromaPlanes(ab * np.float32(notes.color_strength), padded, notes.size)
             pixels = in_profile(
                 notes.icc, lambda deep: compose(light, chroma.rows, deep=deep), deep=notes.deep
             )
@@ -178,6 +189,7 @@ class TritonPythonModel:
             },
             "references": notes.references,
             "colorized": notes.colorize,
+            "kept_colors": notes.keep_color,
             "mean_confidence": confidence,
             "damaged_share": None,
             "model_version": self.model_version,
