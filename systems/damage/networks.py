@@ -34,7 +34,7 @@ class DamageConfig:
 
     name: str = "custom"
     detector_channels: tuple[int, ...] = (24, 40, 64, 96, 120)
-    filler_channels: tuple[int, ...] = (24, 40, 64, 96, 120)
+    filler_channels: tuple[int, ...] = ()
     limit: int = 1024
     threshold: float = 0.5
     margin: int = 0

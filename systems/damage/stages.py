@@ -151,7 +151,10 @@ class DamageStage(Stage):
         config, stamps = material.config, read_stamps(material.stamps)
         self.network = material.network
         if getattr(self.network, self.part) is None:
-            raise TrainingError(f"these damage networks have no {self.part}: choose another preset")
+            raise TrainingError(
+                f"these damage networks have no {self.part}: give them one with "
+                f"--ablation {self.part}_channels=24,40,64,96,120"
+            )
         self.photos = len(material.photos)
         self.data = DamageBatches(
             material.photos,

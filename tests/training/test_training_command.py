@@ -9,8 +9,11 @@ import torch
 from training_runs import SMALL
 
 from pikfix.cli.main import main
-from pikfix.systems.checkpoint import load, read_metadata
-from pikfix.systems.pikfix.networks import load_checkpoint
+from pikfix.systems.checkpoint import load, read_metadata, save_checkpoint
+from pikfix.systems.damage.networks import Damage
+from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
+from pikfix.training.errors import TrainingError
+from pikfix.training.run import loaded, start_from
 
 
 def _train(photos, out, *words):
@@ -181,6 +184,21 @@ def test_stages_belong_to_their_system(photo_folder, tmp_path, capsys):
     (tmp_path / "stamp.png").write_bytes(b"no picture")
     assert _train_damage(photo_folder, tmp_path / "run", *words) == 1
     assert "a stamp that cannot be read (cannot identify image file" in capsys.readouterr().err
+
+
+def test_damage_networks_become_a_part_of_the_whole(tiny_config, tmp_path):
+    torch.manual_seed(1)
+    whole, found = PikFix(tiny_config), Damage(tiny_config.damage)
+    save_checkpoint(found, tmp_path / "damage.safetensors", system="damage")
+    path = tmp_path / "damage.safetensors"
+    before = {k: v.clone() for k, v in whole.restoration.state_dict().items()}
+    start_from(whole, loaded(path, "pikfix", "damage"), "damage", path)
+    for key, value in found.state_dict().items():
+        assert torch.equal(whole.damage.state_dict()[key], value)
+    for key, value in whole.restoration.state_dict().items():
+        assert torch.equal(before[key], value)
+    with pytest.raises(TrainingError, match="is of the system damage, not of pikfix"):
+        loaded(path, "pikfix", "restoration")
 
 
 def test_a_whole_network_takes_damage_networks_in(photo_folder, tmp_path, capsys):
