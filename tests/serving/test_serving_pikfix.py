@@ -15,7 +15,9 @@ import outside_photos
 import pytest
 import skimage.color
 import skimage.data
+import tifffile
 import torch
+from imagecodecs import cms_profile
 from PIL import Image, ImageDraw, ImageFilter
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -354,3 +356,44 @@ def test_more_photos_at_once_than_it_works_on_are_all_answered(server: RunningSe
     with PikFixClient(server.grpc_url) as ours, ThreadPoolExecutor(count) as threads:
         done = list(threads.map(lambda _: ours.restore(data, reference()), range(count)))
     assert len({bytes(result.data) for result in done}) == 1
+
+
+def test_archive_files_come_back_as_they_came(server: RunningServer) -> None:
+    """Undamaged photos with nothing asked for: samples, depth and profile; then with colours."""
+    deep = skimage.data.camera()[100:196, 100:228].astype(np.uint16) * 257 - 3
+    colour = skimage.data.astronaut()[100:196, 100:228].astype(np.uint16) * 255 + 77
+    adobe, gamma = cms_profile("adobergb"), cms_profile("gray", gamma=2.2)
+    with PikFixClient(server.grpc_url) as client:
+        for pixels, icc, wishes in (
+            (deep, b"", {"color": False}),
+            (deep, gamma, {"color": False}),
+            ((deep >> 8).astype(np.uint8), gamma, {"color": False}),
+            (colour, adobe, {"keep_color": True}),
+        ):
+            file = archived(pixels, icc)
+            same = client.restore(file, strength=0.0, **wishes)
+            with tifffile.TiffFile(io.BytesIO(same.data)) as found:
+                page = found.pages.first
+                assert np.array_equal(page.asarray(), pixels)
+                assert (page.iccprofile or b"") == icc
+            assert same.report.digital_source_type is None
+            restored = client.restore(file, **wishes)
+            with tifffile.TiffFile(io.BytesIO(restored.data)) as found:
+                page = found.pages.first
+                assert (page.shape, page.dtype) == (pixels.shape, pixels.dtype)
+                assert (page.iccprofile or b"") == icc
+                assert b"algorithmicallyEnhanced" in page.tags[700].value
+            assert restored.report.kept_colors == (pixels.ndim == 3)
+
+
+def archived(pixels: np.ndarray, icc: bytes) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        pixels,
+        photometric="rgb" if pixels.ndim == 3 else "minisblack",
+        compression="lzw",
+        predictor=True,
+        extratags=[(34675, "B", None, icc, True)] if icc else [],
+    )
+    return file.getvalue()
