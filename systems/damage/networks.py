@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from pikfix.layers.sizes import resize_antialiased, working_size
 from pikfix.layers.unet import UNet
 
-SOFTNESS = 0.8
-"""Range of probabilities over which a place goes from sound to damaged."""
 _KNOWN = 1e-3  # a share of known pixels that counts as none
 
 
@@ -26,6 +24,7 @@ class DamageConfig:
         (no channels) holes are filled smoothly from their surroundings.
     limit: longest side at which damage is found and filled; a larger photo is shrunk to it.
     threshold: probability at which a place counts as half damaged.
+    softness: range of probabilities around it over which a place goes from sound to damaged.
     margin: pixels, at that size, that a found place is widened by.
 
     Raises:
@@ -37,6 +36,7 @@ class DamageConfig:
     filler_channels: tuple[int, ...] = ()
     limit: int = 1024
     threshold: float = 0.5
+    softness: float = 0.8
     margin: int = 0
 
     def __post_init__(self) -> None:
@@ -48,10 +48,12 @@ class DamageConfig:
                 raise ValueError(f"{name} is {channels}: two to five positive numbers")
         if self.limit < 32 or self.limit % 32:
             raise ValueError(f"limit is {self.limit}: it must be a multiple of 32")
-        if not 0 < self.threshold < 1 or self.margin < 0:
+        low, high = self.threshold - self.softness / 2, self.threshold + self.softness / 2
+        if not 0 < low < high < 1 or self.margin < 0:
             raise ValueError(
-                f"threshold is {self.threshold} and margin {self.margin}: the one must lie between "
-                "0 and 1, the other must be at least 0"
+                f"threshold is {self.threshold}, softness {self.softness} and margin {self.margin}:"
+                " from threshold - softness/2 to threshold + softness/2 all must lie between 0 and "
+                "1, and the margin must be at least 0"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,11 +118,11 @@ class Damage(nn.Module):
     def replaced(self, probability: Tensor) -> Tensor:
         """How far pixels are replaced, for the probability that they are damaged.
 
-        From nothing to all over a range of `SOFTNESS` around the threshold: a step would make a
+        From nothing to all over a range around the threshold: a step would make a
         whole pixel of the last bit in which two runtimes differ. What is found is widened by the
         margin, and gets a soft edge of one pixel.
         """
-        damaged = ((probability - self.config.threshold) / SOFTNESS + 0.5).clamp(0, 1)
+        damaged = ((probability - self.config.threshold) / self.config.softness + 0.5).clamp(0, 1)
         reach = 2 * self.config.margin + 1
         return softened(F.max_pool2d(damaged, reach, stride=1, padding=self.config.margin))
 

@@ -112,8 +112,8 @@ def test_the_unet_looks_past_its_blocks() -> None:
     ("change", "named"),
     [
         ({"limit": 100}, "limit is 100"),
-        ({"threshold": 1.0}, "threshold is 1.0"),
-        ({"margin": -1}, "margin -1"),
+        ({"threshold": 1.0}, "threshold is 1.0, softness"),
+        ({"margin": -1}, "margin -1:"),
         ({"detector_channels": (4,)}, "detector_channels is"),
         ({"filler_channels": (0, 4)}, "filler_channels is"),
     ],

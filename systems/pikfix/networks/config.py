@@ -176,7 +176,8 @@ PRESETS: dict[str, PikFixConfig] = {
     "paper": PikFixConfig(name="paper"),
     "compact": PikFixConfig(
         name="compact",
-        damage=DamageConfig(name="compact"),
+        # Trained with the defaults, served more cautiously: a sound photo comes first.
+        damage=DamageConfig(name="compact", threshold=0.65, softness=0.5, margin=1),
         restoration_channels=24,
         restoration_growth=12,
         restoration_coarse_channels=(40, 64),
