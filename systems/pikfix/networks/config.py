@@ -177,7 +177,7 @@ PRESETS: dict[str, PikFixConfig] = {
     "compact": PikFixConfig(
         name="compact",
         # Trained with the defaults, served more cautiously: a sound photo comes first.
-        damage=DamageConfig(name="compact", threshold=0.65, softness=0.5, margin=1),
+        damage=DamageConfig(name="compact", threshold=0.7, softness=0.5, margin=1),
         restoration_channels=24,
         restoration_growth=12,
         restoration_coarse_channels=(40, 64),
