@@ -52,7 +52,7 @@ def tiny_config() -> PikFixConfig:
     """The paper's layout, every width cut down."""
     return PikFixConfig(
         name="tiny",
-        damage=DamageConfig("tiny", (4, 6), (4, 6), limit=128),
+        damage=DamageConfig("tiny", (4, 6), (4, 6), limit=128, softness=0.2),
         restoration_channels=8,
         restoration_growth=4,
         restoration_coarse_channels=(12, 16),

@@ -129,7 +129,7 @@ def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
     assert machine["gpu"] is None
     assert machine["versions"]["torch"]
     parity = {key: row for (section, key), row in rows.items() if section == "parity"}
-    assert len(parity) == 12
+    assert len(parity) == 15
     for key, row in parity.items():
         if row["step"] == "tone":  # in float32 whatever is asked for
             assert row["max_abs"] < 1e-6, key

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from results import pictures
 
 
 def photos(picture, folder, count=4):
@@ -24,7 +25,7 @@ def test_a_full_disk_under_stdout(restore, picture, tmp_path, words):
     assert "1 restored, 3 unfinished in" in done.stderr
     assert done.stderr.count(": not restored") == 3
     assert "pikfix: stopped, as the output cannot be written" in done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.jpg"]
+    assert pictures(tmp_path / "out") == ["0.jpg"]
 
 
 @pytest.mark.parametrize("target", ["full", "closed"])
@@ -40,9 +41,7 @@ def test_messages_that_nobody_can_read_cost_no_photo(begin, server, picture, tmp
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 1  # the one that is no picture
     assert len(out.splitlines()) == 4
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("0.jpg", "1.jpg", "2.jpg", "3.jpg")
-    ]
+    assert pictures(tmp_path / "out") == [*("0.jpg", "1.jpg", "2.jpg", "3.jpg")]
 
 
 def test_results_larger_than_files_may_be(begin, server, picture, tmp_path):
@@ -80,7 +79,7 @@ def test_signals_end_a_run_in_order(begin, server, fake, picture, tmp_path, unti
     assert process.returncode == 130
     assert len(out.splitlines()) == 2
     assert "2 restored, 2 unfinished in" in err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.jpg", "1.jpg"]
+    assert pictures(tmp_path / "out") == ["0.jpg", "1.jpg"]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

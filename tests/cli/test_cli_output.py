@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from results import pictures
 
 
 @pytest.mark.parametrize("words", [["--json"], []], ids=["json", "lines"])
@@ -35,7 +36,7 @@ def test_a_reader_that_leaves_ends_the_run(begin, server, fake, picture, tmp_pat
     assert "BrokenPipe" not in err
     assert "nobody reads the output any more" in err
     # What is there is whole; what is not is named; nothing is lost between the two.
-    done = sorted(path.name for path in (tmp_path / "out").iterdir())
+    done = pictures(tmp_path / "out")
     named = sorted(
         line.rpartition("/")[2].partition(":")[0]
         for line in err.splitlines()
@@ -106,7 +107,7 @@ def test_one_stem_in_several_formats_loses_nothing(restore, picture, tmp_path):
     done = restore(*words)
     assert done.returncode == 0, done.stderr
     names = ["a.bmp.png", "a.gif.png", "a.jpg", "a.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert pictures(tmp_path / "out") == names
     done = restore(*words, "--skip-existing")
     assert done.returncode == 0
     assert "4 skipped" in done.stderr

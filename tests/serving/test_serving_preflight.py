@@ -60,7 +60,7 @@ def test_sub_net_never_exported(exported, missing):
 def test_clean_clone_has_steps_but_no_sub_nets(tmp_path):
     for name in ("decode_photo", "encode_photo", "pikfix", "pikfix_photo"):
         shutil.copytree(COMMITTED / name, tmp_path / name)
-    with pytest.raises(ServingError, match="no exported restore, tone, similarity, colorize"):
+    with pytest.raises(ServingError, match="no exported damage, restore, tone, simil"):
         preflight.check_repository(str(tmp_path))
 
 

@@ -19,7 +19,7 @@ from pikfix.systems.damage.networks import Damage, DamageConfig
 def checkpoint(tmp_path: Path) -> Path:
     """Tiny networks with seeded weights that find something and change it."""
     torch.manual_seed(0)
-    network = Damage(DamageConfig("tiny", (4, 6), (4, 6), limit=128))
+    network = Damage(DamageConfig("tiny", (4, 6), (4, 6), limit=128, softness=0.2))
     torch.nn.init.normal_(network.detector.output.weight, std=1.0)
     torch.nn.init.constant_(network.detector.output.bias, -0.85)
     torch.nn.init.normal_(network.filler.output.weight, std=0.1)

@@ -36,10 +36,10 @@ class PikFix(nn.Module):
     def __init__(self, config: PikFixConfig) -> None:
         super().__init__()
         self.config = config
-        self.damage = Damage(config.damage) if config.damage else None
         self.restoration = Restoration(config)
         self.similarity = Similarity(config)
         self.colorization = Colorization(config)
+        self.damage = Damage(config.damage) if config.damage else None
 
     def forward(self, photo_l: Tensor, reference_lab: Tensor) -> PikFixOutput:
         """Restore and colorize.
