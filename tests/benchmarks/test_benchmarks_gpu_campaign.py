@@ -131,7 +131,7 @@ def test_what_the_rows_say(rehearsed: tuple[Path, Any]) -> None:
     parity = {key: row for (section, key), row in rows.items() if section == "parity"}
     assert len(parity) == 15
     for key, row in parity.items():
-        if row["step"] == "tone":  # in float32 whatever is asked for
+        if row["step"] in ("damage", "tone"):  # in float32 whatever is asked for
             assert row["max_abs"] < 1e-6, key
             continue
         assert row["psnr"] > {"fp32": 100, "fp16": 45, "bf16": 25}[row["precision"]], key
