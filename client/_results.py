@@ -98,7 +98,8 @@ class Report:
         colorized: whether the result has colour.
         mean_confidence: mean highest correlation with the references, in [-1, 1].
         damaged_share: share of the photo that was taken for damage and filled, in [0, 1]; None
-            from a server that does not look for damage, and of what comes back as it was.
+            from a server without that step, and of what comes back as it was. It is 0 as well where
+            the server's networks leave damage to restoration.
         seconds: time spent in the steps.
         model_version: version of the exported networks.
         warnings: what the caller should know, such as why the photo was left grey.

@@ -118,9 +118,9 @@ class Damage(nn.Module):
     def replaced(self, probability: Tensor) -> Tensor:
         """How far pixels are replaced, for the probability that they are damaged.
 
-        From nothing to all over a range around the threshold: a step would make a
-        whole pixel of the last bit in which two runtimes differ. What is found is widened by the
-        margin, and gets a soft edge of one pixel.
+        From nothing to all over a range around the threshold: a step would make a whole pixel of
+        the last bit in which two runtimes differ. What is found is widened by the margin, and gets
+        a soft edge of one pixel.
         """
         damaged = ((probability - self.config.threshold) / self.config.softness + 0.5).clamp(0, 1)
         reach = 2 * self.config.margin + 1
