@@ -53,12 +53,13 @@ serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 	$(BIN)/pikfix serve --model-repository $(REPOSITORY)
 
 # Two workers; files stay whole, so that a server or an export is made once for those who share it.
+# A worker that crashes is not replaced: with whole files, the run would then wait for ever.
 # Any order has to do: `make test ORDER=` shuffles, and --randomly-seed=N in PYTEST_ARGS repeats the
 # order that a run prints at its top.
 ORDER ?= --randomly-dont-reorganize
 PYTEST_ARGS ?=
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --durations 20 $(ORDER)
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 --durations 20 $(ORDER)
 
 .PHONY: test
 test: $(VENV)/.dev ## Run all tests (no GPU needed); more words for pytest in PYTEST_ARGS
