@@ -44,12 +44,23 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     ratio = torch.where(f > threshold, f**3, (f - 16 / 116) / _KAPPA)
     xyz = ratio * lab.new_tensor(_WHITE).view(3, 1, 1)
     linear = torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_matrix(lab)), xyz)
-    rgb = torch.where(
+    return _encoded(linear).clamp(0, 1)
+
+
+def luminance_to_grey(luminance: Tensor) -> Tensor:
+    """Convert L/50 - 1 of any shape to the value in [0, 1] of a grey's channels in sRGB."""
+    f = ((luminance + 1) * 50 + 16) / 116
+    linear = torch.where(f > 6 / 29, f**3, (f - 16 / 116) / _KAPPA)
+    return _encoded(linear).clamp(0, 1)
+
+
+def _encoded(linear: Tensor) -> Tensor:
+    """Linear light to sRGB's values."""
+    return torch.where(
         linear > 0.0031308,
         1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055,
         12.92 * linear,
     )
-    return rgb.clamp(0, 1)
 
 
 def _matrix(like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch.nn import functional as F
 
 from pikfix.layers.sizes import resize_antialiased, working_size
 from pikfix.layers.unet import UNet
+from pikfix.systems.damage.scratch_unet import ScratchUNet
+
+DetectorKind = Literal["blocks", "scratch_unet"]
+"""A small U-Net on blocks of 2 x 2 pixels (`layers/unet.py`), or the published one."""
 
 _KNOWN = 1e-3  # a share of known pixels that counts as none
 
@@ -26,6 +30,7 @@ class DamageConfig:
     threshold: probability at which a place counts as half damaged.
     softness: range of probabilities around it over which a place goes from sound to damaged.
     margin: pixels, at that size, that a found place is widened by.
+    detector: what the detector is made of.
 
     Raises:
         ValueError: a field has a value that no network can be built from.
@@ -38,8 +43,11 @@ class DamageConfig:
     threshold: float = 0.5
     softness: float = 0.8
     margin: int = 0
+    detector: DetectorKind = "blocks"
 
     def __post_init__(self) -> None:
+        if self.detector not in get_args(DetectorKind):
+            raise ValueError(f"detector is {self.detector!r}: one of {get_args(DetectorKind)}")
         for name in ("detector_channels", "filler_channels"):
             channels = getattr(self, name)
             if name == "filler_channels" and not channels:
@@ -76,13 +84,33 @@ class DamageConfig:
         return cls(**fields)
 
 
+PRESETS: dict[str, DamageConfig] = {
+    "compact": DamageConfig(name="compact"),
+    "paper": DamageConfig(
+        name="paper",
+        detector="scratch_unet",
+        detector_channels=(64, 128, 256, 512, 1024),
+        # Published for a short side of 256: what a photo of 4 : 3 is shrunk to.
+        limit=352,
+        # Published as a step at 0.4.
+        threshold=0.4,
+        softness=0.2,
+    ),
+}
+"""`compact`: for a CPU. `paper`: the detector of Wan et al., in whose scale it was trained."""
+
+
 class Damage(nn.Module):
     """Finds damage in luminance and fills it from its surroundings."""
 
     def __init__(self, config: DamageConfig) -> None:
         super().__init__()
         self.config = config
-        self.detector = UNet(1, 1, config.detector_channels)
+        self.detector: UNet | ScratchUNet = (
+            ScratchUNet(config.detector_channels)
+            if config.detector == "scratch_unet"
+            else UNet(1, 1, config.detector_channels)
+        )
         self.filler = UNet(3, 1, config.filler_channels) if config.filler_channels else None
         # Untrained, it finds little; damage is rare.
         nn.init.constant_(self.detector.output.get_parameter("bias"), -2.5)

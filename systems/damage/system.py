@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pikfix.systems.base import Case, Step, System
-from pikfix.systems.damage.networks import Damage, DamageConfig
+from pikfix.systems.damage.networks import PRESETS, Damage, DamageConfig
 from pikfix.systems.damage.steps import damage_step
 from pikfix.systems.samples import aged, photo_like_lab
 
@@ -32,7 +32,7 @@ SYSTEM = System(
     python_steps=(),
     ensembles=(),
     sample_inputs=sample_inputs,
-    presets={"compact": DamageConfig(name="compact")},
+    presets=PRESETS,
     stages={
         "detector": "pikfix.systems.damage.stages:Detector",
         "filler": "pikfix.systems.damage.stages:Filler",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from pikfix_steps import NETWORKS, SYSTEM, module_of, step_of, steps_of
+from rtx import API, OPTIONS, tensorrt_for_rtx
 
 from pikfix.export.capacity import capacity_of
 from pikfix.export.configs import ServingSettings
@@ -27,7 +26,6 @@ from pikfix.export.onnx import export_onnx
 from pikfix.export.parity import check_parity
 from pikfix.export.precision import typed
 from pikfix.export.profiles import Largest, profile_of
-from pikfix.export.runtimes.engines import EngineOptions
 from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.export.runtimes.tensorrt_lint import OPERATORS, refusals
@@ -37,27 +35,13 @@ from pikfix.systems.pikfix.networks import PRESETS, PikFix, load_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 ROOT = Path(__file__).parents[2]
-API = "pikfix.export.runtimes.tensorrt_api"
 SETTINGS = ServingSettings()
-OPTIONS = EngineOptions(version_compatible=False)  # an option that TensorRT for RTX has not
 
 
 @pytest.fixture(scope="module")
 def trt() -> Iterator[Any]:
-    """TensorRT for RTX where the product's code expects TensorRT."""
-    try:
-        found = importlib.import_module("tensorrt_rtx_bindings")
-    except ImportError:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip("TensorRT for RTX is not installed (pip install 'pikfix[rtx]')")
-    before = {name: sys.modules.pop(name, None) for name in ("tensorrt", API)}
-    sys.modules["tensorrt"] = found
-    yield found
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+    with tensorrt_for_rtx() as found:
+        yield found
 
 
 class Exported:

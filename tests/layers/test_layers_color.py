@@ -6,7 +6,7 @@ import skimage.color
 import skimage.data
 import torch
 
-from pikfix.layers.color import AB_SCALE, lab_to_rgb, rgb_to_lab
+from pikfix.layers.color import AB_SCALE, lab_to_rgb, luminance_to_grey, rgb_to_lab
 
 
 def astronaut() -> np.ndarray:
@@ -39,3 +39,10 @@ def test_gradients_are_finite_at_the_curves_ends(value: float) -> None:
     lab_to_rgb(rgb_to_lab(rgb)).sum().backward()
     assert rgb.grad is not None
     assert rgb.grad.isfinite().all()
+
+
+def test_the_grey_of_a_luminance_has_it() -> None:
+    grey = np.linspace(0, 1, 300)
+    luminance = skimage.color.rgb2lab(np.repeat(grey[:, None], 3, axis=1))[:, 0] / 50 - 1
+    found = luminance_to_grey(torch.from_numpy(luminance)).numpy()
+    np.testing.assert_allclose(found, grey, atol=2e-5)
