@@ -1,0 +1,1 @@
+"""Old photo restoration via deep latent space translation (Wan et al., 2020)."""
