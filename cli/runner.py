@@ -37,6 +37,7 @@ from pikfix.client import (
     WrongServerError,
 )
 from pikfix.photos import read_picture_file, sidecar
+from pikfix.protocol.options import DEFAULT_QUALITY
 
 # After one of these, once the wait for a server has ended, no later photo can fare better.
 _HOPELESS = (
@@ -189,7 +190,7 @@ class Settings:
     color: bool = True
     force_color: bool = False
     force_photo: bool = False
-    quality: int = 95
+    quality: int = DEFAULT_QUALITY
     profile: str = "own"
     depth: int | None = None
     pages: str = "all"

@@ -44,18 +44,11 @@ from pikfix.client._errors import (
     WrongLoopError,
     WrongServerError,
 )
-from pikfix.client._inputs import PhotoLike, PictureFormat
+from pikfix.client._inputs import PhotoLike
 from pikfix.client._options import Limits, Retry, Timeout, Tls
-from pikfix.client._results import (
-    ModelStatus,
-    PhotoInfo,
-    ReferenceUse,
-    Report,
-    RestoredPhoto,
-    ResultInfo,
-    ServerInfo,
-    StepSeconds,
-)
+from pikfix.client._results import ModelStatus, RestoredPhoto, ServerInfo
+from pikfix.protocol.options import PictureFormat
+from pikfix.protocol.report import PhotoInfo, ReferenceUse, Report, ResultInfo, StepSeconds
 
 __all__ = [
     "AccessDeniedError",

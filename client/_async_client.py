@@ -23,7 +23,7 @@ from pikfix.client._errors import (
     ServerUnreachableError,
 )
 from pikfix.client._guard import Guard, check_headers, check_names, check_options
-from pikfix.client._inputs import PhotoLike, PictureFormat
+from pikfix.client._inputs import PhotoLike
 from pikfix.client._mapping import map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
 from pikfix.client._requests import (
@@ -40,6 +40,7 @@ from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, grpc, open_async_channel
 from pikfix.client._waits import Tries
 from pikfix.protocol.names import PHOTO_MODEL
+from pikfix.protocol.options import DEFAULT_QUALITY, PictureFormat
 
 _Result = TypeVar("_Result")
 
@@ -128,7 +129,7 @@ class AsyncPikFixClient:
         force_color: bool = False,
         force_photo: bool = False,
         format: PictureFormat | None = None,
-        quality: int = 95,
+        quality: int = DEFAULT_QUALITY,
         profile: Literal["own", "srgb"] = "own",
         depth: Literal[8, 16] | None = None,
         pages: Literal["all", "first"] = "all",
@@ -143,12 +144,12 @@ class AsyncPikFixClient:
             photo_request,
             photo,
             reference,
-            color=color,
-            force_color=force_color,
-            force_photo=force_photo,
-            format=format,
-            quality=quality,
-            more={
+            {
+                "color": color,
+                "force_color": force_color,
+                "force_photo": force_photo,
+                "format": format,
+                "quality": quality,
                 "profile": profile,
                 "depth": depth,
                 "pages": pages,

@@ -6,8 +6,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,12 @@ from pikfix.client._errors import (
 )
 from pikfix.client._metadata import facts_of
 from pikfix.photos import read_picture_file
+from pikfix.protocol.options import Options, OptionsError
 
 PhotoLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
 )
 """A path, an encoded file's bytes, a PIL image, or an array [H, W] or [H, W, 3] of uint8."""
-
-PictureFormat: TypeAlias = Literal["jpeg", "png", "tiff", "webp"]
-
-FORMATS: tuple[str, ...] = get_args(PictureFormat)
 
 # Modes that PNG stores without loss.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -164,75 +160,17 @@ def encode_references(
     return [encode_photo(one, InvalidReferenceError).data for one in several]
 
 
-def check_options(
-    color: bool,
-    force_color: bool,
-    format: str | None,
-    quality: int,
-    *,
-    force_photo: bool = False,
-) -> dict[str, bool | int | float | str]:
-    """Return the options of a photo request.
+def check_options(given: Mapping[str, Any]) -> Options:
+    """Return the options of a photo request; numpy's scalars count as Python's.
 
     Raises:
         InvalidOptionsError: an option has the wrong type or is out of range.
     """
-    flags = {"color": color, "force_color": force_color, "force_photo": force_photo}
-    for name, flag in flags.items():
-        if not isinstance(flag, (bool, np.bool_)):
-            raise InvalidOptionsError(f"{name} must be True or False, got {flag!r}")
-    if force_color and not color:
-        raise InvalidOptionsError("force_color asks for colours and color=False for none")
-    whole = isinstance(quality, (int, np.integer)) and not isinstance(quality, bool)
-    if not whole or not 1 <= quality <= 100:
-        raise InvalidOptionsError(f"quality must be a whole number from 1 to 100, got {quality!r}")
-    if format is not None and not (isinstance(format, str) and format in FORMATS):
-        raise InvalidOptionsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    options: dict[str, bool | int | float | str] = {"color": bool(color), "quality": int(quality)}
-    if force_color:
-        options["force_color"] = True
-    if force_photo:  # a server of before does not know it
-        options["force_photo"] = True
-    if format is not None:
-        options["format"] = format
-    return options
-
-
-# What each of the newer options may be; the first is what a server does without it.
-_CHOICES: Mapping[str, tuple[str | int | None, ...]] = MappingProxyType(
-    {"profile": ("own", "srgb"), "depth": (None, 8, 16), "pages": ("all", "first")}
-)
-_SHARES = ("strength", "color_strength")
-
-
-def check_more(given: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return those of the newer options that ask for something: a server of before refuses them.
-
-    Raises:
-        InvalidOptionsError: an option has another value than it can have.
-    """
-    options: dict[str, bool | int | float | str] = {}
-    for name, value in given.items():
-        if name == "keep_color":
-            if not isinstance(value, (bool, np.bool_)):
-                raise InvalidOptionsError(f"{name} must be True or False, got {value!r}")
-            options |= {name: True} if value else {}
-            continue
-        if name in _SHARES:
-            number = isinstance(value, (int, float, np.integer, np.floating))
-            if not number or isinstance(value, bool) or not 0 <= value <= 1:
-                raise InvalidOptionsError(f"{name} must be a number from 0 to 1, got {value!r}")
-            options |= {name: float(value)} if value < 1 else {}
-            continue
-        choices = _CHOICES[name]
-        # True is equal to 1, and an array to nothing at once.
-        plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
-        if not plain or value not in choices:
-            texts = ", ".join(map(repr, choices))
-            raise InvalidOptionsError(f"{name} must be one of {texts}, got {value!r}")
-        if value != choices[0]:
-            options[name] = value
-    return options
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+    try:
+        return Options(**plain)
+    except OptionsError as error:
+        raise InvalidOptionsError(str(error)) from error
 
 
 def check_tensors(photo_l: npt.NDArray[np.float32], reference_lab: npt.NDArray[np.float32]) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pikfix.client._errors import (
-    InvalidOptionsError,
     InvalidResponseError,
     InvalidTensorError,
     MessageTooLargeError,
@@ -23,7 +20,6 @@ from pikfix.client._errors import (
 from pikfix.client._guard import check_seconds
 from pikfix.client._inputs import (
     PhotoLike,
-    check_more,
     check_options,
     check_tensor,
     check_tensors,
@@ -31,10 +27,11 @@ from pikfix.client._inputs import (
     encode_references,
 )
 from pikfix.client._options import Timeout
-from pikfix.client._results import ModelStatus, Report, RestoredPhoto, ServerInfo
+from pikfix.client._results import ModelStatus, RestoredPhoto, ServerInfo
 from pikfix.client._transport import triton
 from pikfix.protocol.deadline import deadline_in
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
+from pikfix.protocol.report import Report, ReportError
 
 # Names, shapes and parameters around the contents of a message.
 _ENVELOPE_BYTES = 64 * 1024
@@ -78,33 +75,22 @@ def _check_size(sizes: Sequence[int], limit: int, model: str) -> None:
 def photo_request(
     photo: PhotoLike,
     reference: PhotoLike | Sequence[PhotoLike] | None,
+    options: Mapping[str, Any],
     *,
-    color: bool,
-    force_color: bool,
-    force_photo: bool,
-    format: str | None,
-    quality: int,
     limit: int,
-    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Request:
-    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``.
-
-    ``more`` are the options that servers of before did not know.
-    """
-    options = check_options(color, force_color, format, quality, force_photo=force_photo)
-    options |= check_more(more)
-    if options.get("keep_color") and not color:
-        raise InvalidOptionsError("keep_color asks for colours and color=False for none")
+    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
+    asked = check_options(options)
     encoded = encode_photo(photo)
-    if encoded.here and format is None:
+    if encoded.here and asked.format is None:
         # The caller's picture was in memory and has no file format of its own.
-        options["format"] = "png"
+        asked = replace(asked, format="png")
     references = encode_references(reference)
     _check_size([len(encoded.data), *map(len, references)], limit, PHOTO_MODEL)
     inputs = [_bytes_input("photo", [encoded.data])]
     if references:
         inputs.append(_bytes_input("reference", references))
-    inputs.append(_bytes_input("options", [json.dumps(options).encode()]))
+    inputs.append(_bytes_input("options", [asked.to_json()]))
     outputs = [triton.InferRequestedOutput(name) for name in ("result", "report")]
     return Request(PHOTO_MODEL, inputs, outputs, encoded.notes)
 
@@ -167,7 +153,10 @@ def photo_result(answer: Any, url: str, notes: tuple[str, ...] = ()) -> Restored
                 url=url,
             )
         values.append(array.flat[0])
-    report = Report.from_json(values[1])
+    try:
+        report = Report.from_json(values[1])
+    except ReportError as cause:
+        raise InvalidResponseError(str(cause), model=PHOTO_MODEL, url=url) from cause
     if notes:
         report = replace(report, warnings=(*notes, *report.warnings))
     return RestoredPhoto(data=values[0], report=report)

@@ -16,12 +16,12 @@ from pikfix.gateway.problems import Problem
 from pikfix.gateway.schema import PICTURES, problems
 from pikfix.gateway.shared import PRIVATE, Gateway
 from pikfix.gateway.store import Job
+from pikfix.protocol.options import DEFAULT_QUALITY
 
 PAGE = Path(__file__).parent / "page"
 THUMBNAIL_SIDE = 192
 
 _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif", "webp": ".webp"}
-_DEFAULT_QUALITY = 95
 
 Side = Annotated[
     int | None,
@@ -123,7 +123,7 @@ def add_pictures(router: APIRouter, gateway: Gateway) -> None:
             return _jpeg(await gateway.previews.small(path, side))
         if strength is None or strength == 1:
             return picture_of(gateway, job)
-        quality = job.options.get("quality", _DEFAULT_QUALITY)
+        quality = job.options.get("quality", DEFAULT_QUALITY)
         data = await gateway.previews.fainter(path, format, strength, quality)
         return FileLike(data, PICTURES[format], result_name(job, format))
 

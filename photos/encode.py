@@ -15,9 +15,7 @@ from pikfix.photos import attach, metadata
 from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
 from pikfix.photos.profiles import srgb_profile
-
-FORMATS = ("jpeg", "png", "tiff", "webp")
-DEFAULT_QUALITY = 95
+from pikfix.protocol.options import DEFAULT_QUALITY, FORMATS
 
 _LONGEST_SIDE = {"jpeg": 65535, "webp": 16383}
 # From here on JPEG keeps colour at full resolution.

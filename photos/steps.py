@@ -28,6 +28,8 @@ from pikfix.photos.kept import Kept
 from pikfix.photos.padding import MULTIPLE
 from pikfix.photos.tint import has_colours
 from pikfix.protocol.deadline import lateness, read_deadline
+from pikfix.protocol.options import FORMATS, Options, OptionsError
+from pikfix.protocol.report import PhotoInfo, ReferenceUse
 
 T = TypeVar("T", int, str)
 
@@ -46,10 +48,6 @@ BORDER_KEPT = (
     'has a border, which is left as it is: only the photo within was restored; send {"force_photo"'
     ": true} (--force-photo) to restore all of it"
 )
-PROFILES = ("own", "srgb")
-DEPTHS = (None, 8, 16)
-PAGES = ("all", "first")
-_EXAMPLE = 'send, for example, {"color": true, "format": "png"}'
 
 
 def config_value(parameters: Mapping[str, Any], name: str, default: T) -> T:
@@ -95,88 +93,16 @@ def check_deadline(parameters: str | None, now: float | None = None) -> float | 
     return None if deadline is None else deadline / 1000.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a client may ask for with a photo.
-
-    Attributes:
-        color: colorize; False leaves the restored photo grey.
-        format: jpeg, png, tiff or webp; None: the photo's own if it is one of these, else png.
-        quality: 1 to 100, for jpeg and webp.
-        force_color: colorize after the library's best references even where none suits.
-        force_photo: restore the whole picture, also where it seems to have a border or to be a
-            page of text or a drawing.
-        profile: own, the photo's colour profile where the result can be stored in it, or srgb.
-        depth: 8 or 16 bits a sample; None: as many as the photo has.
-        pages: all, which refuses a file with several photos, as a result holds one; or first.
-        keep_color: a photo that has colours keeps them; otherwise it gets a reference's or none.
-        strength: of the restoration, 0 to 1.
-        color_strength: of the colours, 0 to 1.
-    """
-
-    color: bool = True
-    format: str | None = None
-    quality: int = encode.DEFAULT_QUALITY
-    force_color: bool = False
-    force_photo: bool = False
-    profile: str = "own"
-    depth: int | None = None
-    pages: str = "all"
-    keep_color: bool = False
-    strength: float = 1.0
-    color_strength: float = 1.0
-
-
-def parse_options(data: bytes) -> Options:
-    """Parse the options of a request.
-
-    Args:
-        data: a JSON object in UTF-8; empty means all defaults.
+def read_options(data: bytes) -> Options:
+    """Read the options of a request; empty means all defaults.
 
     Raises:
         PhotoError: ``bad_options``, naming the key.
     """
-    if not data.strip():
-        return Options()
     try:
-        given = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise PhotoError(
-            "bad_options", f"options are not valid JSON ({error}): {_EXAMPLE}"
-        ) from error
-    if not isinstance(given, dict):
-        raise PhotoError("bad_options", f"options must be a JSON object: {_EXAMPLE}")
-    known = [field.name for field in dataclasses.fields(Options)]
-    for key in given:
-        if key not in known:
-            raise PhotoError("bad_options", f"option {key!r} is unknown: use {', '.join(known)}")
-    options = Options(**given)
-    _check_values(options)
-    return options
-
-
-def _check_values(options: Options) -> None:
-    for name in ("color", "force_color", "force_photo", "keep_color"):
-        if not isinstance(getattr(options, name), bool):
-            raise PhotoError("bad_options", f"{name} must be true or false")
-    if options.format is not None and options.format not in encode.FORMATS:
-        raise PhotoError("bad_options", f"format must be one of {', '.join(encode.FORMATS)}")
-    quality = options.quality
-    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
-        raise PhotoError("bad_options", "quality must be an integer from 1 to 100")
-    for name, choices in (("profile", PROFILES), ("depth", DEPTHS), ("pages", PAGES)):
-        value = getattr(options, name)
-        # True is equal to 1, but no number of bits.
-        if isinstance(value, bool) or value not in choices:
-            texts = ", ".join("null" if one is None else str(one) for one in choices)
-            raise PhotoError("bad_options", f"{name} must be one of {texts}")
-    if options.keep_color and not options.color:
-        raise PhotoError("bad_options", "keep_color asks for colours and color for none")
-    for name in ("strength", "color_strength"):
-        number = getattr(options, name)
-        # NaN, which Python reads from JSON, is in no range.
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
-            raise PhotoError("bad_options", f"{name} must be a number from 0 to 1")
+        return Options.from_json(data)
+    except OptionsError as error:
+        raise PhotoError("bad_options", str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,15 +128,9 @@ class Reference:
         """(height, width)."""
         return int(self.pixels.shape[0]), int(self.pixels.shape[1])
 
-    def report(self) -> dict[str, Any]:
+    def use(self) -> ReferenceUse:
         """Return its entry in the report; its share of the matches is not known before them."""
-        return {
-            "source": self.source,
-            "name": self.name,
-            "score": self.score,
-            "share": None,
-            "sha256": self.sha256,
-        }
+        return ReferenceUse(self.source, self.name, self.score, sha256=self.sha256)
 
 
 def decode_references(
@@ -369,14 +289,14 @@ class PhotoNotes:
     """
 
     size: tuple[int, int]
-    photo: dict[str, Any]
+    photo: PhotoInfo
     deep: bool
     exif: bytes
     dpi: tuple[float, float] | None
     format: str
     quality: int
     colorize: bool
-    references: list[dict[str, Any]]
+    references: Sequence[ReferenceUse]
     warnings: list[str]
     xmp: bytes = b""
     iptc: bytes = b""
@@ -412,6 +332,8 @@ class PhotoNotes:
             for name in _BINARY:
                 fields[name] = base64.b64decode(fields[name])
             fields["texts"] = tuple((str(key), str(text)) for key, text in fields["texts"])
+            fields["photo"] = PhotoInfo.from_dict(fields["photo"])
+            fields["references"] = [*map(ReferenceUse.from_dict, fields["references"])]
             height, width = fields["size"]
             fields["size"] = (int(height), int(width))
             if fields["dpi"] is not None:
@@ -484,7 +406,7 @@ def take_notes(
     Raises:
         PhotoError: ``bad_options``, where the format cannot hold the photo.
     """
-    fallback = photo.format if photo.format in encode.FORMATS else "png"
+    fallback = photo.format if photo.format in FORMATS else "png"
     name = options.format or fallback
     encode.check_format(name, (photo.height, photo.width))
     warnings = list(photo.warnings)
@@ -528,17 +450,15 @@ def take_notes(
     again = (keep or options.strength < 1) and (kept is None or kept.place is not None)
     return PhotoNotes(
         size=(part.height, part.width),
-        photo={
-            "width": photo.width,
-            "height": photo.height,
-            "format": photo.format,
-            "mode": photo.mode,
-            "bit_depth": photo.bit_depth,
-            "content": content.kind,
-            "rectangle": None
-            if content.rectangle is None
-            else list(dataclasses.astuple(content.rectangle)),
-        },
+        photo=PhotoInfo(
+            photo.width,
+            photo.height,
+            photo.format,
+            photo.mode,
+            photo.bit_depth,
+            content.kind,
+            None if content.rectangle is None else dataclasses.astuple(content.rectangle),
+        ),
         deep=holds_deep and (photo.deep if options.depth is None else options.depth == 16),
         exif=metadata.in_another_space(photo.exif) if photo.stored is stored else photo.exif,
         dpi=photo.dpi,
@@ -548,7 +468,7 @@ def take_notes(
         format=name,
         quality=options.quality,
         colorize=colorize,
-        references=[reference.report() for reference in references] if colorize else [],
+        references=[reference.use() for reference in references] if colorize else [],
         warnings=warnings,
         kept=kept,
         icc=icc,

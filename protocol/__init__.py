@@ -1,4 +1,4 @@
-"""What clients and steps have agreed on: models, codes of errors, the deadline of a request.
+"""What clients and steps have agreed on: models, options, reports, codes of errors, deadlines.
 
 Standard library only: the client, every python step and the server's checks import it.
 """

@@ -78,7 +78,7 @@ def test_one_photo_with_references_and_options(restore, server, fake, picture, t
     inputs = fake.inputs_of(server.requests[0])
     assert inputs["photo"].item() == photo.read_bytes()
     assert inputs["reference"].tolist() == [[first.read_bytes(), second.read_bytes()]]
-    assert sent_options(server) == [{"color": True, "quality": 80, "format": "webp"}]
+    assert sent_options(server) == [{"quality": 80, "format": "webp"}]
     with Image.open(tmp_path / "b.webp") as image:
         assert image.format == "WEBP"
 
@@ -120,7 +120,7 @@ def test_options_for_archives_are_passed_on(restore, server, picture, tmp_path):
     done = restore(picture(tmp_path / "a.png"), "-o", tmp_path / "out", *words)
     assert done.returncode == 0, done.stderr
     assert sent_options(server)[0] == {
-        **{"color": True, "quality": 95, "format": "png", "profile": "srgb", "depth": 16},
+        **{"format": "png", "profile": "srgb", "depth": 16},
         **{"pages": "first", "keep_color": True, "strength": 0.5, "color_strength": 0.0},
     }
     for wrong in (["--strength", "1.1"], ["--depth", "12"], ["--keep-color", "--no-color"]):

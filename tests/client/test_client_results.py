@@ -20,6 +20,7 @@ from pikfix.client import (
     RestoredPhoto,
 )
 from pikfix.photos import write_atomically
+from pikfix.protocol.report import ReportError
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_report_without_a_key_is_refused(fake, path):
     for key in path[:-1]:
         place = place[key]
     del place[path[-1]]
-    with pytest.raises(InvalidResponseError, match=path[-1]):
+    with pytest.raises(ReportError, match=path[-1]):
         Report.from_json(json.dumps(report))
 
 
@@ -129,13 +130,13 @@ def test_a_report_without_a_key_is_refused(fake, path):
     ],
 )
 def test_a_report_with_a_wrong_type_is_refused(fake, changes):
-    with pytest.raises(InvalidResponseError):
+    with pytest.raises(ReportError):
         Report.from_json(json.dumps(fake.report_of(3, 4, "png", **changes)))
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", "null"])
 def test_what_is_no_report_is_refused(text):
-    with pytest.raises(InvalidResponseError):
+    with pytest.raises(ReportError):
         Report.from_json(text)
 
 
@@ -223,5 +224,5 @@ def test_content_and_rectangle_of_a_picture_that_is_more_than_a_photo():
     values["photo"] |= {"content": "graphic", "rectangle": None}
     assert not Report.from_json(json.dumps(values)).restored
     values["photo"]["rectangle"] = [1, 2, 3]
-    with pytest.raises(InvalidResponseError, match="cannot read the report"):
+    with pytest.raises(ReportError, match="cannot read the report"):
         Report.from_json(json.dumps(values))

@@ -1,6 +1,3 @@
-import json
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +8,8 @@ from skimage import data
 
 from pikfix.layers.sizes import WORKING_LIMIT, working_size
 from pikfix.photos import Photo, PhotoError, steps
+from pikfix.protocol.options import Options
+from pikfix.protocol.report import ReferenceUse
 
 
 def photo_of(pixels, **settings):
@@ -19,39 +18,9 @@ def photo_of(pixels, **settings):
     )
 
 
-@pytest.mark.parametrize("data_", [b"", b"  \n", b"{}"])
-def test_no_options_are_the_defaults(data_):
-    assert steps.parse_options(data_) == steps.Options(color=True, format=None, quality=95)
-
-
-def test_options():
-    given_ = {"color": False, "format": "webp", "quality": 7}
-    assert steps.parse_options(json.dumps(given_).encode()) == steps.Options(False, "webp", 7)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not valid JSON"),
-        ("\xff", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("[]", "must be a JSON object"),
-        ("null", "must be a JSON object"),
-        ('{"colour": true}', "option 'colour' is unknown: use color, format, quality"),
-        ('{"color": 1}', "color must be true or false"),
-        ('{"color": "no"}', "color must be true or false"),
-        ('{"format": "gif"}', "format must be one of jpeg, png, tiff, webp"),
-        ('{"format": ["png"]}', "format must be one of"),
-        ('{"quality": 0}', "quality must be an integer from 1 to 100"),
-        ('{"quality": 101}', "quality must be"),
-        ('{"quality": 9.5}', "quality must be"),
-        ('{"quality": true}', "quality must be"),
-        ('{"quality": null}', "quality must be"),
-    ],
-)
-def test_wrong_options(text, message):
-    with pytest.raises(PhotoError, match=re.escape(message)) as caught:
-        steps.parse_options(text.encode("latin-1"))
+def test_wrong_options_of_a_request():
+    with pytest.raises(PhotoError, match="quality must be a whole number") as caught:
+        steps.read_options(b'{"quality": 0}')
     assert caught.value.code == "bad_options"
 
 
@@ -165,11 +134,9 @@ def test_references_without_a_common_number_are_refused():
 def test_notes_survive_the_way_through_the_networks():
     photo = photo_of(np.zeros((3, 4), np.uint8), exif=b"Exif\0\0\xff\xfe", dpi=(300.0, 150.5))
     reference = steps.Reference(np.zeros((2, 2, 3), np.uint8), "library", "farm.jpg", 0.8, "00ff")
-    notes = steps.take_notes(photo, steps.Options(quality=80), [reference], library=True)
+    notes = steps.take_notes(photo, Options(quality=80), [reference], library=True)
     assert steps.PhotoNotes.from_json(notes.to_json()) == notes
-    assert notes.references == [
-        {"source": "library", "name": "farm.jpg", "score": 0.8, "share": None, "sha256": "00ff"}
-    ]
+    assert notes.references == [ReferenceUse("library", "farm.jpg", 0.8, sha256="00ff")]
     assert (notes.size, notes.format, notes.quality, notes.colorize) == ((3, 4), "jpeg", 80, True)
 
 
@@ -193,7 +160,7 @@ def test_notes_of_another_origin_are_refused(text):
 )
 def test_format_of_the_result(given_, asked, expected):
     photo = photo_of(np.zeros((3, 4), np.uint8), format=given_)
-    notes = steps.take_notes(photo, steps.Options(format=asked), [], library=False)
+    notes = steps.take_notes(photo, Options(format=asked), [], library=False)
     assert notes.format == expected
 
 
@@ -206,9 +173,9 @@ def test_why_a_photo_stays_grey():
         return notes.warnings
 
     expected = "left grey: no reference was sent and the server has no library"
-    assert warnings(steps.Options(), False) == [expected]
-    assert "library has none that suits" in warnings(steps.Options(), True)[0]
-    assert warnings(steps.Options(color=False), False) == [], "it was asked for"
+    assert warnings(Options(), False) == [expected]
+    assert "library has none that suits" in warnings(Options(), True)[0]
+    assert warnings(Options(color=False), False) == [], "it was asked for"
 
 
 def test_loss_of_the_photos_own_colours_is_told():
@@ -218,9 +185,9 @@ def test_loss_of_the_photos_own_colours_is_told():
         notes = steps.take_notes(photo, options, [], library=False)
         return any("own colours were not used" in warning for warning in notes.warnings)
 
-    assert warned(photo, steps.Options())
-    assert not warned(photo, steps.Options(color=False)), "it was asked for"
-    assert not warned(photo_of(data.camera(), format="png"), steps.Options())
+    assert warned(photo, Options())
+    assert not warned(photo, Options(color=False)), "it was asked for"
+    assert not warned(photo_of(data.camera(), format="png"), Options())
 
 
 def test_loss_of_depth_is_told():
@@ -228,7 +195,7 @@ def test_loss_of_depth_is_told():
     reference = steps.Reference(np.zeros((2, 2, 3), np.uint8))
 
     def warned(name, references):
-        notes = steps.take_notes(photo, steps.Options(format=name), references, library=False)
+        notes = steps.take_notes(photo, Options(format=name), references, library=False)
         return any("at 8 bits" in warning for warning in notes.warnings)
 
     assert warned("jpeg", [])
@@ -240,7 +207,7 @@ def test_loss_of_depth_is_told():
 def test_format_that_cannot_hold_the_photo_is_refused_before_the_networks_run():
     photo = photo_of(np.zeros((1, 20_000), np.uint8))
     with pytest.raises(PhotoError, match="webp holds at most 16383") as caught:
-        steps.take_notes(photo, steps.Options(format="webp"), [], library=False)
+        steps.take_notes(photo, Options(format="webp"), [], library=False)
     assert caught.value.code == "bad_options"
 
 

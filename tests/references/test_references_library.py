@@ -107,7 +107,7 @@ def test_an_inverted_file_serves_large_libraries(tmp_path, built, checkpoint, mo
     assert [match.name for match in library.rank(picture, 3, shortlist=10)] == expected
     (file,) = folder.glob("index-*/inverted.faiss")
     head = file.read_bytes()[:100]
-    file.unlink()  # not cut where it is: threads of faiss still read the first library's pages ahead
+    file.unlink()  # not cut where it is: threads of faiss may still read ahead in it
     file.write_bytes(head)
     with pytest.raises(LibraryError, match="damaged"):
         Library(folder)

@@ -3,7 +3,7 @@
 Inputs, with a batch dimension B:
     photo      BYTES [B, 1]            encoded pictures
     reference  BYTES [B, R], optional  encoded pictures; absent or empty: none sent
-    options    BYTES [B, 1], optional  JSON objects, see pikfix.photos.steps.Options
+    options    BYTES [B, 1], optional  JSON objects, see pikfix.protocol.options.Options
 Outputs:
     photo_l        FP32 [B, 1, H, W]          L/50 - 1, reflected to a bucket of shapes
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
@@ -55,7 +55,6 @@ from pikfix.photos.responses import respond
 from pikfix.photos.steps import (
     DEFAULT_MAX_REFERENCES,
     DEFAULT_REFERENCE_SIDE,
-    Options,
     PhotoNotes,
     Reference,
     check_deadline,
@@ -66,12 +65,13 @@ from pikfix.photos.steps import (
     join_references,
     keeps_color,
     matching_side,
-    parse_options,
     part_to_restore,
+    read_options,
     reference_planes,
     reference_shape,
     take_notes,
 )
+from pikfix.protocol.options import Options
 
 STEP = "decode_photo"
 LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
@@ -165,7 +165,7 @@ class TritonPythonModel:
         colours: list[list[Reference]] = []
         for number in range(count):
             try:
-                wishes = parse_options(options[number][0] if options[number] else b"")
+                wishes = read_options(options[number][0] if options[number] else b"")
                 part, chosen, note = self._one(photos[number][0], references[number], wishes)
             except PhotoError as error:
                 if count == 1:

@@ -18,6 +18,7 @@ A request that fails answers ``[encode_photo] code: message``; others of its bat
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -45,6 +46,7 @@ from pikfix.photos.memory import KeptMemory
 from pikfix.photos.profiles import grey_in_profile, in_profile
 from pikfix.photos.responses import respond
 from pikfix.photos.steps import PhotoNotes, check_deadline
+from pikfix.protocol.report import ReferenceUse, Report, ResultInfo, StepSeconds
 
 STEP = "encode_photo"
 CONFIDENCES = tuple(f"confidence_{level}" for level in range(1, 5))
@@ -104,17 +106,19 @@ class TritonPythonModel:
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]
             result, report = self._one(restored_l[number, 0], ab[number], maps, notes)
-            if mask is not None and (notes.kept is None or notes.kept.place is not None):
-                report["damaged_share"] = _damaged_share(mask[number, 0], notes.size)
+            references, damaged = report.references, None
             if shares is not None:
-                _enter_shares(report["references"], shares[number])
-            report["seconds"] = {
-                "decode_photo": round(notes.decode_seconds, 4),
-                "networks": round(networks, 4),
-                "encode_photo": round(time.time() - started, 4),
-            }
+                references = _with_shares(references, shares[number])
+            if mask is not None and (notes.kept is None or notes.kept.place is not None):
+                damaged = _damaged_share(mask[number, 0], notes.size)
+            seconds = StepSeconds(
+                round(notes.decode_seconds, 4), round(networks, 4), round(time.time() - started, 4)
+            )
+            report = dataclasses.replace(
+                report, references=references, damaged_share=damaged, seconds=seconds
+            )
             results.append(result)
-            reports.append(json.dumps(report, allow_nan=False).encode())
+            reports.append(report.to_json())
         return {
             "result": np.array([[result] for result in results], dtype=object),
             "report": np.array([[report] for report in reports], dtype=object),
@@ -126,7 +130,7 @@ class TritonPythonModel:
         ab: npt.NDArray[Any],
         maps: list[npt.NDArray[Any]],
         notes: PhotoNotes,
-    ) -> tuple[bytes, dict[str, Any]]:
+    ) -> tuple[bytes, Report]:
         height, width = notes.size
         padded = (padded_l.shape[0], padded_l.shape[1])
         if not (1 <= height <= padded[0] and 1 <= width <= padded[1]):
@@ -167,7 +171,7 @@ class TritonPythonModel:
         confidence: float | None,
         *,
         changed: bool = True,
-    ) -> tuple[bytes, dict[str, Any]]:
+    ) -> tuple[bytes, Report]:
         xmp, unread = self._marked(notes) if changed else (notes.xmp, [])
         result, warnings = encode_photo(
             pixels,
@@ -180,23 +184,19 @@ class TritonPythonModel:
             texts=notes.texts,
             icc=notes.icc,
         )
-        return result, {
-            "photo": notes.photo,
-            "result": {
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
-                "format": notes.format,
-            },
-            "references": notes.references,
-            "colorized": notes.colorize,
-            "kept_colors": notes.keep_color,
-            "mean_confidence": confidence,
-            "damaged_share": None,
-            "model_version": self.model_version,
-            "model_sha256": self.model_sha256,
-            "digital_source_type": provenance.source_type_of(xmp),
-            "warnings": [*notes.warnings, *unread, *warnings],
-        }
+        return result, Report(
+            photo=notes.photo,
+            result=ResultInfo(pixels.shape[1], pixels.shape[0], notes.format),
+            references=tuple(notes.references),
+            colorized=notes.colorize,
+            kept_colors=notes.keep_color,
+            mean_confidence=confidence,
+            seconds=StepSeconds(0, 0, 0),
+            model_version=self.model_version,
+            model_sha256=self.model_sha256,
+            digital_source_type=provenance.source_type_of(xmp),
+            warnings=(*notes.warnings, *unread, *warnings),
+        )
 
     def _marked(self, notes: PhotoNotes) -> tuple[bytes, list[str]]:
         """The XMP packet with what was done, and warnings of what was lost for it."""
@@ -222,13 +222,17 @@ def _model(repository: Path) -> tuple[str, str | None]:
         return "unknown", None
 
 
-def _enter_shares(references: list[dict[str, Any]], shares: npt.NDArray[Any]) -> None:
+def _with_shares(
+    references: tuple[ReferenceUse, ...], shares: npt.NDArray[Any]
+) -> tuple[ReferenceUse, ...]:
     """Note each reference's share; a set that was repeated to fill the tensor is added up."""
     if not references or shares.ndim != 1 or len(shares) % len(references):
-        return
+        return references
     totals = shares.reshape(-1, len(references)).sum(axis=0)
-    for reference, total in zip(references, totals, strict=True):
-        reference["share"] = round(min(max(float(total), 0.0), 1.0), 4)
+    return tuple(
+        dataclasses.replace(reference, share=round(min(max(float(total), 0.0), 1.0), 4))
+        for reference, total in zip(references, totals, strict=True)
+    )
 
 
 def _mean_confidence(
