@@ -6,7 +6,11 @@ from importlib import import_module
 
 from pikfix.systems.base import System
 
-SYSTEMS = {"pikfix": "pikfix.systems.pikfix", "damage": "pikfix.systems.damage"}
+SYSTEMS = {
+    "pikfix": "pikfix.systems.pikfix",
+    "damage": "pikfix.systems.damage",
+    "faces": "pikfix.systems.latent.faces.system",
+}
 """Where the `SYSTEM` of each name is declared."""
 
 
