@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "batch": ("pikfix.cli.batch", "Restore many photos in parts, with receipts."),
         "web": ("pikfix.cli.web", "Serve REST and a page to restore photos in a browser."),
         "export": ("pikfix.cli.export", "Fill a model repository from a checkpoint."),
+        "import": ("pikfix.cli.import_", "Make a checkpoint of weights that others published."),
         "train": ("pikfix.cli.train", "Train the networks on a folder of colour photos."),
         "calibrate": ("pikfix.cli.calibrate", "Measure activation ranges for int8."),
         "evaluate": ("pikfix.cli.evaluate", "Measure a checkpoint beside its baselines."),

@@ -35,7 +35,7 @@ from pikfix.export.runtimes import (
 from pikfix.export.runtimes.kernel_step import KernelStep
 from pikfix.export.targets import TARGETS, Accelerator, Placement, TargetName
 from pikfix.systems.base import Step
-from pikfix.systems.checkpoint import Loaded, load
+from pikfix.systems.checkpoint import UNTRAINED, Loaded, load
 
 SimilarityForm = Literal["runtime", "kernel", "plugin"]
 """Whether the similarity sub-net is exported like the others, is a python step, or is exported
@@ -105,6 +105,11 @@ def export_checkpoint(
         return found
 
     loaded = load(checkpoint)
+    if left := loaded.metadata.get(UNTRAINED):
+        raise ExportError(
+            f"{checkpoint}: {left} is untrained, and would restore nothing: train it first, with "
+            "pikfix train --init"
+        )
     chosen = None
     if runtime != "auto":
         chosen = runtime_of(

@@ -158,6 +158,8 @@ class System:
     stages: what trains it, by name: where a function of `pikfix.training.stage_run.Material` that
         gives a `pikfix.training.stage.Stage` lies, as `module:name`.
     protocols: what measures it, by name: where its `pikfix.evaluation.protocol.Protocol` lies.
+    releases: what of it others have published: where a tuple of
+        `pikfix.systems.releases.Release` lies, as `module:name`; empty for nothing.
     """
 
     name: str
@@ -170,6 +172,7 @@ class System:
     presets: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, str] = field(default_factory=dict)
+    releases: str = ""
 
     @property
     def step_names(self) -> tuple[str, ...]:
@@ -191,6 +194,11 @@ class System:
     def imported_protocols(self) -> dict[str, Any]:
         """The protocols themselves, by name."""
         return {name: _imported(place) for name, place in self.protocols.items()}
+
+    def imported_releases(self) -> tuple[Any, ...]:
+        """What of it others have published."""
+        found: tuple[Any, ...] = _imported(self.releases) if self.releases else ()
+        return found
 
     def modules(self, model: Any, steps: Sequence[Step]) -> dict[str, Any]:
         """The torch modules of steps in evaluation mode, by name."""

@@ -21,6 +21,8 @@ _FORMAT = "pikfix"
 _FORMAT_VERSION = "1"
 DEFAULT_SYSTEM = "pikfix"
 """Of checkpoints that do not name theirs."""
+UNTRAINED = "untrained"
+"""Key of the metadata that says which networks of a checkpoint nothing has trained yet."""
 
 
 class CheckpointError(ValueError):

@@ -38,4 +38,5 @@ SYSTEM = System(
         "filler": "pikfix.systems.damage.stages:Filler",
     },
     protocols={"damage": "pikfix.systems.damage.protocols:DamageProtocol"},
+    releases="pikfix.systems.damage.released:RELEASES",
 )

@@ -40,4 +40,5 @@ SYSTEM = System(
         "full": "pikfix.evaluation.protocols:Full",
         "kinds": "pikfix.evaluation.protocols:Kinds",
     },
+    releases="pikfix.systems.pikfix.released:RELEASES",
 )

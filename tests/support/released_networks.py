@@ -5,7 +5,9 @@ Nothing of the product is used: what the product computes is compared with these
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,12 +139,15 @@ class ReleasedFaces(nn.Module):
         return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))
 
 
-def trained(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network as training may leave it: no statistic or bias at its start, in evaluation mode.
+def trained(kind: Callable[..., nn.Module], *words: Any) -> nn.Module:
+    """A network as training may leave it, always the same: no statistic or bias at its start.
 
-    A spectral norm's vectors are as a few steps of training leave them, not converged.
+    A spectral norm's vectors are as they were drawn, far from converged.
     """
-    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = kind(*words)
+    generator = torch.Generator().manual_seed(0)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         last = name.rpartition(".")[2]
         if last in {"running_mean", "bias"}:

@@ -50,4 +50,5 @@ SYSTEM = System(
     ensembles=(),
     sample_inputs=sample_inputs,
     presets=PRESETS,
+    releases="pikfix.systems.latent.faces.released:RELEASES",
 )
