@@ -1,4 +1,4 @@
-"""The convolution blocks that restoration and colorization share."""
+"""The blocks that networks share."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ class StridedPointwise(nn.Conv2d):
             return super().forward(x)
         rows, columns = self.stride
         return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+
+class InstanceNorm(nn.Module):
+    """(x - mean) / deviation over each channel's positions, without parameters, in float32.
+
+    Unlike PyTorch's, it answers zeros for a single position, which the deepest map of a 32-pixel
+    picture has.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3), keepdim=True, correction=0)
+        return ((x.float() - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)
 
 
 class ResidualDenseBlock(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pikfix.layers.blocks import InstanceNorm
 from pikfix.layers.sizes import SIDE_MULTIPLE
 
 Norm = Literal["instance", "running"]
@@ -80,12 +81,13 @@ class Spade(nn.Module):
     def __init__(self, channels: int, config: FaceConfig) -> None:
         super().__init__()
         self.running = nn.BatchNorm2d(channels, affine=False) if config.norm == "running" else None
+        self.own = InstanceNorm()
         self.seen = nn.Conv2d(3, config.hidden, 3, padding=1)
         self.scale = nn.Conv2d(config.hidden, channels, 3, padding=1)
         self.shift = nn.Conv2d(config.hidden, channels, 3, padding=1)
 
     def forward(self, x: Tensor, face: Tensor) -> Tensor:
-        normed = F.instance_norm(x) if self.running is None else self.running(x)
+        normed = self.own(x) if self.running is None else self.running(x)
         seen = F.relu(self.seen(_resized(face, x.shape[-2], x.shape[-1])))
         return normed * (1 + self.scale(seen)) + self.shift(seen)
 

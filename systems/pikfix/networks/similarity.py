@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pikfix.kernels import center_normalize, correlation_warp, sphist
+from pikfix.layers.blocks import InstanceNorm
 from pikfix.layers.resnet import ResNetFeatures
 from pikfix.systems.pikfix.networks.config import PYRAMID_LEVELS, PikFixConfig
 
@@ -17,18 +18,6 @@ _SINGLE_SCALE = 1
 """The scale of the single correlation of the ablation: 1/8, as in the published code."""
 _SHARE_SCALE = 2
 """Where the references' shares are measured: at 1/16 that costs next to nothing."""
-
-
-class InstanceNorm(nn.Module):
-    """(x - mean) / deviation over each channel's positions, without parameters, in float32.
-
-    Unlike PyTorch's, it answers zeros for a single position, which the deepest map of a 32-pixel
-    picture has.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x.float(), dim=(2, 3), keepdim=True, correction=0)
-        return ((x.float() - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)
 
 
 class Adapter(nn.Module):
