@@ -42,15 +42,18 @@ class StridedPointwise(nn.Conv2d):
 
 
 class InstanceNorm(nn.Module):
-    """(x - mean) / deviation over each channel's positions, without parameters, in float32.
+    """(x - mean) / deviation over each channel's positions, without parameters.
+
+    In float32 at least: a sum of squares over many positions overflows half precision.
 
     Unlike PyTorch's, it answers zeros for a single position, which the deepest map of a 32-pixel
     picture has.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x.float(), dim=(2, 3), keepdim=True, correction=0)
-        return ((x.float() - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)
+        wide = x if x.dtype == torch.float64 else x.float()
+        variance, mean = torch.var_mean(wide, dim=(2, 3), keepdim=True, correction=0)
+        return ((wide - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)
 
 
 class ResidualDenseBlock(nn.Module):
