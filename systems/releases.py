@@ -80,9 +80,11 @@ def read_released(path: Path) -> Released:
 
     Raises:
         ReleaseError: it is missing, damaged, holds code, or holds no parameters.
+        OSError: it cannot be read.
     """
     if not path.is_file():
         raise ReleaseError(f"{path}: no such file; give the published file itself")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -103,16 +105,18 @@ def read_released(path: Path) -> Released:
     state = {}
     for name, value in content.items():
         if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized:
-            raise ReleaseError(f"{path}: {name} is no tensor; give a file of a state dict")
+            raise ReleaseError(f"{path}: {name} is no plain tensor; give a file of a state dict")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ReleaseError(f"{path}: {name} holds values that are no numbers; get it again")
         state[str(name)] = value.float() if value.is_floating_point() else value
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    return Released(path, state, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Released(path, state, digest)
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if path.suffix == ".safetensors":
+        return f"{path}: is no file of PyTorch's; give the published .pth or .pt itself"
     if not zipfile.is_zipfile(path):
         return f"{path}: not a whole file of PyTorch's; download or copy it again"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
@@ -148,6 +152,8 @@ def converted(released: Released, release: Release, network: nn.Module, config: 
                 f"{where} its {name} is {_sides(found[own])}, not {_sides(value)}; get the "
                 "published file again"
             )
+        if found[own].is_floating_point() != value.is_floating_point():
+            raise ReleaseError(f"{where} its {name} is of {found[own].dtype}; get it again")
     odd = sorted(name for name in state if name not in used and not _within(name, release.unused))
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""

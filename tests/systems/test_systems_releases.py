@@ -196,6 +196,10 @@ def odd_shape(state: dict[str, Tensor]) -> None:
     state["last.1.weight"] = state["last.1.weight"][:, :2]
 
 
+def odd_type(state: dict[str, Tensor]) -> None:
+    state["last.1.bias"] = state["last.1.bias"].to(torch.int8)
+
+
 def odd_key(state: dict[str, Tensor]) -> None:
     state["extra.weight"] = torch.zeros(3)
 
@@ -205,6 +209,7 @@ def odd_key(state: dict[str, Tensor]) -> None:
     [
         (renamed_key, r"it lacks up_path\.0\.up\.2\.weight"),
         (odd_shape, r"its last\.1\.weight is 1 x 2 x 3 x 3, not 1 x 4 x 3 x 3"),
+        (odd_type, r"its last\.1\.bias is of torch\.int8"),
         (odd_key, r"it has the unknown extra\.weight"),
     ],
 )
@@ -271,7 +276,7 @@ def test_files_of_older_and_newer_versions_are_read(tmp_path: Path, legacy: bool
         (b"\x89PNG\r\n", "not a whole file of PyTorch's"),
         ([1, 2], "holds no parameters by name"),
         ({}, "holds no parameters by name"),
-        ({"a": 1}, "a is no tensor"),
+        ({"a": 1}, "a is no plain tensor"),
         ({"a": torch.tensor([1.0, float("nan")])}, "a holds values that are no numbers"),
     ],
 )
@@ -293,6 +298,13 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ReleaseError, match=r"m\.pth: .*download or copy it again"):
+        read_released(path)
+
+
+def test_a_checkpoint_of_this_project_is_no_published_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"\x08\x00")
+    with pytest.raises(ReleaseError, match=r"give the published \.pth or \.pt"):
         read_released(path)
 
 
