@@ -27,12 +27,13 @@ from lightning_fabric import Fabric
 from pikfix.kernels import naive
 from pikfix.photos import write_atomically
 from pikfix.systems.pikfix.networks import PikFix, similarity
-from pikfix.training.config import TrainConfig, preset
-from pikfix.training.dataset import TrainingBatches, batch_loader
-from pikfix.training.neighbours import descriptors, nearest
+from pikfix.systems.pikfix.training.batches import TrainingBatches
+from pikfix.systems.pikfix.training.config import TrainConfig, preset
+from pikfix.systems.pikfix.training.neighbours import descriptors, nearest
+from pikfix.systems.pikfix.training.stages import Material, stage_of
+from pikfix.training.dataset import batch_loader
 from pikfix.training.photo_store import PhotoStore, open_photos
 from pikfix.training.run import first_photos
-from pikfix.training.stages import Material, stage_of
 from pikfix.training.update import Updater
 
 PHOTOS = 64

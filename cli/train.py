@@ -14,10 +14,12 @@ import typer
 
 from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
+from pikfix.systems.pikfix.training.config import SUBNETS, TERMS, ColorInput, preset
+from pikfix.systems.pikfix.training.run import train
 from pikfix.systems.registry import system_of
-from pikfix.training.config import SUBNETS, TERMS, ColorInput, Precision, Schedule, preset
+from pikfix.training.config import Precision, Schedule
 from pikfix.training.loop import Budget
-from pikfix.training.run import RunOptions, train, usual_precision
+from pikfix.training.run import RunOptions, usual_precision
 from pikfix.training.stage_run import StageConfig, train_stage
 
 

@@ -1,4 +1,4 @@
-"""The logs of a run: CSV files, TensorBoard events, a progress bar or plain lines."""
+"""The logs of a run: CSV files, pictures, TensorBoard events, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -195,3 +196,13 @@ class Reporter:
 def _duration(minutes: float) -> str:
     hours, rest = divmod(round(minutes * 60), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def save_grid(path: Path, grid: npt.NDArray[np.uint8]) -> None:
+    """Write a picture grid `[H, W, 3]`, JPEG by its suffix.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(grid).save(path, quality=90)

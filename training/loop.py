@@ -18,12 +18,11 @@ from pikfix.training import schedule
 from pikfix.training.config import OptimizerConfig
 from pikfix.training.dataset import Batch, batches_from
 from pikfix.training.errors import TrainingError, in_one_line
-from pikfix.training.logs import Logs, Meter, Reporter
+from pikfix.training.logs import Logs, Meter, Reporter, save_grid
 from pikfix.training.signals import catch_signals
 from pikfix.training.stage import Stage
 from pikfix.training.state import State, save_state
 from pikfix.training.update import Updater, agree
-from pikfix.training.validation import save_grid
 
 MAX_BAD_STEPS = 5
 """A run stops after this many steps in a row without a finite gradient."""

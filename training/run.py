@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -20,19 +16,13 @@ from torch import nn
 
 from pikfix.kernels import cpu
 from pikfix.systems.checkpoint import CheckpointError, Loaded, load
-from pikfix.systems.pikfix.networks import PikFix
-from pikfix.training.config import SUBNETS, Precision, TrainConfig, differences
-from pikfix.training.dataset import TrainingBatches
+from pikfix.training.config import Precision, differences
 from pikfix.training.errors import TrainingError, in_one_line
-from pikfix.training.features import FeatureNet, load_feature_net
 from pikfix.training.logs import Reporter
 from pikfix.training.loop import Budget, Result, Trainer
-from pikfix.training.neighbours import Table, descriptors, load_table, nearest, save_table
 from pikfix.training.photo_store import PhotoStore, open_photos
 from pikfix.training.stage import Stage
-from pikfix.training.stages import Material, stage_of
 from pikfix.training.state import State, has_state, load_state
-from pikfix.training.validation import Validation
 
 _SKIPPED_SHOWN = 10
 
@@ -69,22 +59,6 @@ class RunOptions:
     validation_side: int = 256
     validation_limit: int = 50
     budget: Budget = dataclasses.field(default_factory=Budget)
-
-
-def train(config: TrainConfig, options: RunOptions, reporter: Reporter | None = None) -> Result:
-    """Train or resume a run.
-
-    Raises:
-        TrainingError: it cannot start or go on; the message says what to do.
-    """
-    state, warnings = check(config, options)
-    reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
-    try:
-        for warning in warnings:
-            reporter.say(f"{warning}: resuming from the state before it")
-        return _train(config, options, reporter, state)
-    finally:
-        reporter.close()
 
 
 def usual_precision(folder: Path, *, resume: bool, device: str) -> Precision:
@@ -132,49 +106,6 @@ def check(config: Any, options: RunOptions) -> tuple[State | None, list[str]]:
             "its own, or start another run with --init"
         )
     return state, warnings
-
-
-def _train(
-    config: TrainConfig, options: RunOptions, reporter: Reporter, state: State | None
-) -> Result:
-    fabric = launched(config.optimizer.precision, options)
-    first = fabric.is_global_zero
-    say = reporter.say if first else silence
-    make_folder(options.folder)
-
-    if options.device == "cpu" and (warning := cpu.emulation(config.optimizer.precision)):
-        say(warning)
-    store = open_photos(options.photos, config.data.side, options.cache)
-    tell_skipped(options.photos, store, say)
-    if first:
-        _write_skipped(options.folder / "skipped.csv", store)
-    validation = open_validation(options, options.validation_side, say)
-    features = None
-    if options.feature_weights is not None:
-        features = load_feature_net(options.feature_weights)
-    table = _neighbours(config, options, store, features, say=say, write=first)
-    facts = {
-        "photos": store.fingerprint,
-        "neighbours": _digest(table),
-        "features": type(features).__name__ if features is not None else None,
-        "devices": options.devices,
-        "started_from": started_from(options, state),
-    }
-    check_material(options.folder, state, facts)
-
-    material = _material(
-        config,
-        options,
-        fabric,
-        store=store,
-        table=table,
-        validation=validation,
-        features=features,
-    )
-    stage = stage_of(material)
-    for name in stage.left_out:
-        say(f"no feature weights (--feature-weights): the {name} term is left out")
-    return run_stage(stage, config, options, state, facts, fabric=fabric, reporter=reporter)
 
 
 def check_material(folder: Path, state: State | None, facts: dict[str, Any]) -> None:
@@ -230,47 +161,6 @@ def run_stage(
         text = json.dumps({"training": config.to_dict(), "facts": facts}, indent=2)
         (options.folder / "config.json").write_text(text + "\n", encoding="utf-8")
     return trainer.run(options.workers, resumed=state is not None)
-
-
-def _material(
-    config: TrainConfig,
-    options: RunOptions,
-    fabric: Fabric,
-    *,
-    store: PhotoStore,
-    table: Table,
-    validation: PhotoStore | None,
-    features: FeatureNet | None,
-) -> Material:
-    torch.manual_seed(config.seed)
-    net = PikFix(config.network)
-    if not options.resume:
-        for part, path in options.init:
-            _init(net, part, path)
-    dataset = TrainingBatches(
-        store,
-        table,
-        config.data,
-        config.optimizer.batch // options.devices,
-        config.seed,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-    )
-    measured = None
-    if validation is not None:
-        measured = Validation(
-            store=validation,
-            pool=store,
-            table=_validation_table(validation, store, features, config.data.references),
-            references=config.data.references,
-            side=options.validation_side,
-            strength=config.data.strength,
-            autocast=fabric.autocast,
-            device=fabric.device,
-        )
-    if features is not None:
-        features = features.to(fabric.device)
-    return Material(net, config, dataset, features, measured)
 
 
 def launched(precision: Precision, options: RunOptions) -> Fabric:
@@ -330,48 +220,6 @@ def start_from(network: nn.Module, source: Loaded, part: str | None, path: Path)
         ) from error
 
 
-def _init(net: PikFix, part: str | None, path: Path) -> None:
-    """Load a checkpoint's weights, or one sub-net's; temperature, sigma and dropout may differ."""
-    if part is not None and part not in SUBNETS:
-        raise TrainingError(f"there is no sub-net {part!r}: choose from {', '.join(SUBNETS)}")
-    source = loaded(path, "pikfix", part)
-    model: Any = source.model
-    if part is None and model.damage is None:
-        # One that leaves damage to restoration: those networks stay as they are.
-        model.damage = net.damage
-    start_from(net, source, part, path)
-
-
-def _neighbours(
-    config: TrainConfig,
-    options: RunOptions,
-    store: PhotoStore,
-    features: FeatureNet | None,
-    *,
-    say: Say,
-    write: bool,
-) -> Table:
-    """The neighbour table: given, kept from the run's beginning, or made now."""
-    if options.neighbours is not None:
-        return load_table(options.neighbours, store)
-    kept = options.folder / "neighbours.npz"
-    if options.resume and kept.exists():
-        return load_table(kept, store)
-    say(f"looking for the nearest of {len(store)} photos")
-    table = nearest(descriptors(store, features), config.data.neighbours)
-    if write:
-        save_table(kept, table, store)
-    return table
-
-
-def _validation_table(
-    validation: PhotoStore, pool: PhotoStore, features: FeatureNet | None, count: int
-) -> Table:
-    """The nearest training photos of every validation photo, described together."""
-    both = descriptors([*validation, *pool], features)
-    return nearest(both[: len(validation)], count, both[len(validation) :])
-
-
 def first_photos(store: PhotoStore, count: int) -> PhotoStore:
     """The first `count` photos of a store."""
     if len(store) <= count:
@@ -386,10 +234,6 @@ def started_from(options: RunOptions, state: State | None) -> list[str]:
         begun: list[str] = json.loads(state["facts"])["started_from"]
         return begun
     return [f"{part or 'all'} {path.name}" for part, path in options.init]
-
-
-def _digest(table: Table) -> str:
-    return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
 
 
 def make_folder(folder: Path) -> None:
@@ -409,14 +253,6 @@ def tell_skipped(folder: Path, store: PhotoStore, say: Say) -> None:
         say(f"  and {len(store.skipped) - _SKIPPED_SHOWN} more, all in skipped.csv")
     for line in store.others:
         say(f"  {line}")
-
-
-def _write_skipped(path: Path, store: PhotoStore) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("file", "reason"))
-    writer.writerows((item.name, item.reason) for item in store.skipped)
-    path.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def silence(_: str) -> None:

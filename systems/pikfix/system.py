@@ -34,11 +34,11 @@ SYSTEM = System(
     sample_inputs=sample_inputs,
     presets=PRESETS,
     protocols={
-        "colorize": "pikfix.evaluation.protocols:Colorize",
-        "sibling": "pikfix.evaluation.protocols:Sibling",
-        "restore": "pikfix.evaluation.protocols:Restore",
-        "full": "pikfix.evaluation.protocols:Full",
-        "kinds": "pikfix.evaluation.protocols:Kinds",
+        "colorize": "pikfix.systems.pikfix.protocols:Colorize",
+        "sibling": "pikfix.systems.pikfix.protocols:Sibling",
+        "restore": "pikfix.systems.pikfix.protocols:Restore",
+        "full": "pikfix.systems.pikfix.protocols:Full",
+        "kinds": "pikfix.systems.pikfix.protocols:Kinds",
     },
     releases="pikfix.systems.pikfix.released:RELEASES",
 )

@@ -26,10 +26,10 @@ from pikfix.evaluation.pictures import (
     split_lab,
 )
 from pikfix.evaluation.protocol import Measured, Protocol
-from pikfix.evaluation.protocols import KINDS, PROTOCOLS
 from pikfix.evaluation.report import table, write_json, write_sheet
 from pikfix.evaluation.siblings import SiblingRange
 from pikfix.systems.pikfix.networks import PikFix
+from pikfix.systems.pikfix.protocols import KINDS, PROTOCOLS
 
 
 def damage(luminance, rng):

@@ -70,9 +70,10 @@ import dataclasses, sys, json
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from pikfix.training.config import TrainConfig
+from pikfix.systems.pikfix.training.config import TrainConfig
 from pikfix.training.loop import Budget
-from pikfix.training.run import RunOptions, train
+from pikfix.training.run import RunOptions
+from pikfix.systems.pikfix.training.run import train
 config = TrainConfig.from_dict(json.loads(sys.argv[1]))
 budget = Budget(steps=int(sys.argv[4]), checkpoint_minutes=0, log_steps=1)
 train(config, RunOptions(Path(sys.argv[2]), Path(sys.argv[3]), workers=1, budget=budget))

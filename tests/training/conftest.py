@@ -12,9 +12,11 @@ from skimage import data
 from training_runs import Quiet
 
 from pikfix.systems.pikfix.networks import PikFixConfig
-from pikfix.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
+from pikfix.systems.pikfix.training.config import DataConfig, LossConfig, TrainConfig
+from pikfix.systems.pikfix.training.run import train
+from pikfix.training.config import OptimizerConfig
 from pikfix.training.loop import Budget
-from pikfix.training.run import RunOptions, train
+from pikfix.training.run import RunOptions
 
 
 @pytest.fixture(scope="session")

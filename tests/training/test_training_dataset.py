@@ -10,22 +10,14 @@ from skimage.color import rgb2lab
 from torch.nn import functional as F
 
 from pikfix.evaluation.siblings import jitter_colors, random_affine, rotate_hue
-from pikfix.training import neighbours
-from pikfix.training.augment import prepare
-from pikfix.training.config import DataConfig
-from pikfix.training.dataset import (
-    NEAR,
-    RANDOM,
-    SIBLING,
-    TrainingBatches,
-    batch_loader,
-    generator,
-    lightness,
-    random_crop,
-)
+from pikfix.systems.pikfix.training import neighbours
+from pikfix.systems.pikfix.training.augment import prepare
+from pikfix.systems.pikfix.training.batches import NEAR, RANDOM, SIBLING, TrainingBatches
+from pikfix.systems.pikfix.training.config import DataConfig
+from pikfix.systems.pikfix.training.neighbours import descriptors, load_table, nearest, save_table
+from pikfix.training.dataset import batch_loader, generator, lightness, random_crop
 from pikfix.training.errors import TrainingError
 from pikfix.training.features import FeatureNet
-from pikfix.training.neighbours import descriptors, load_table, nearest, save_table
 from pikfix.training.photo_store import open_photos
 
 CONFIG = DataConfig(crop=64, side=80, references=3, neighbours=2)

@@ -17,9 +17,10 @@ from training_runs import SCRIPT, Quiet, assert_same, rows_of, weights_of
 
 from pikfix.systems.checkpoint import read_metadata
 from pikfix.systems.pikfix.networks import PikFix, load_checkpoint
+from pikfix.systems.pikfix.training.config import LossConfig, TrainConfig
 from pikfix.training import schedule
 from pikfix.training.average import running_average
-from pikfix.training.config import LossConfig, OptimizerConfig, TrainConfig
+from pikfix.training.config import OptimizerConfig
 from pikfix.training.errors import TrainingError
 from pikfix.training.features import SqueezeNet
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from training_runs import Quiet, rows_of, weights_of
 
-from pikfix.training.config import TrainConfig, differences, preset
+from pikfix.systems.pikfix.training.config import TrainConfig, preset
+from pikfix.systems.pikfix.training.stages import Colors
+from pikfix.training.config import differences
 from pikfix.training.errors import TrainingError
-from pikfix.training.stages import Colors
 
 
 def poison(monkeypatch, bad_steps):

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pikfix.evaluation.siblings import NO_AFFINE, NO_JITTER, random_affine, random_jitter
 from pikfix.layers.color import lab_to_rgb
-from pikfix.training.augment import Inputs, prepare
-from pikfix.training.dataset import NEAR, SIBLING, Batch, generator, lightness, random_crop
+from pikfix.systems.pikfix.training.augment import Inputs, prepare
+from pikfix.systems.pikfix.training.batches import NEAR, SIBLING, Batch
+from pikfix.systems.pikfix.training.neighbours import Table
+from pikfix.training.dataset import generator, lightness, random_crop
 from pikfix.training.degradation import DegradationConfig, degrade
-from pikfix.training.neighbours import Table
 from pikfix.training.photo_store import PhotoStore, Pixels
 
 _SEED = 20_220_104  # of crops, jitter and degradation: the same at every validation
@@ -83,16 +82,6 @@ class Validation:
             "hue": torch.zeros(1),
         }
         return prepare({name: tensor.to(self.device) for name, tensor in batch.items()})
-
-
-def save_grid(path: Path, grid: npt.NDArray[np.uint8]) -> None:
-    """Write a picture grid `[H, W, 3]`, JPEG by its suffix.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(grid).save(path, quality=90)
 
 
 def center_crop(photo: Pixels, side: int) -> Pixels:

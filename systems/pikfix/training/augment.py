@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pikfix.evaluation.siblings import jitter_colors, rotate_hue
 from pikfix.layers.color import rgb_to_lab
-from pikfix.training.dataset import Batch
+from pikfix.systems.pikfix.training.batches import Batch
 
 
 class Inputs(NamedTuple):
@@ -20,7 +20,7 @@ class Inputs(NamedTuple):
     truth_lab: `[B, 3, S, S]`, scaled Lab.
     truth_rgb: `[B, 3, S, S]`, in [0, 1], as photographed (no common hue rotation).
     reference_lab: `[B, R, 3, S, S]`, scaled Lab.
-    kinds: `[B, R]`, see `dataset`.
+    kinds: `[B, R]`, see `batches`.
     """
 
     photo_l: Tensor

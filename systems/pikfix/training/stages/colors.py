@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from pikfix.evaluation.metrics import colorfulness, psnr
 from pikfix.layers.color import lab_to_rgb
 from pikfix.systems.pikfix.networks import PikFix, to_working
+from pikfix.systems.pikfix.training.augment import Inputs
+from pikfix.systems.pikfix.training.batches import NEAR, SIBLING
+from pikfix.systems.pikfix.training.stages.base import Material, Outputs, PikFixStage
+from pikfix.systems.pikfix.training.validation import Sample, gray
 from pikfix.training import losses
-from pikfix.training.augment import Inputs
-from pikfix.training.dataset import NEAR, SIBLING
 from pikfix.training.features import FeatureNet
 from pikfix.training.stage import Critic
-from pikfix.training.stages.base import Material, Outputs, PikFixStage
-from pikfix.training.validation import Sample, gray
 
 
 class Colors(PikFixStage):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pikfix.systems.checkpoint import save_checkpoint
 from pikfix.systems.pikfix.networks import PikFix
+from pikfix.systems.pikfix.training.augment import Inputs, prepare
+from pikfix.systems.pikfix.training.batches import Batch, TrainingBatches
+from pikfix.systems.pikfix.training.config import TrainConfig
+from pikfix.systems.pikfix.training.validation import Sample, Validation, gray
 from pikfix.training import schedule
-from pikfix.training.augment import Inputs, prepare
-from pikfix.training.config import TrainConfig
-from pikfix.training.dataset import Batch, TrainingBatches
 from pikfix.training.features import FeatureNet
 from pikfix.training.stage import Figures, Stage
-from pikfix.training.validation import Sample, Validation, gray
 
 _GRID_ROWS = 8
 

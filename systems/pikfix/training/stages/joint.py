@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pikfix.systems.pikfix.networks import PikFix
-from pikfix.training.augment import Inputs
-from pikfix.training.stages.base import Material, Outputs, PikFixStage
-from pikfix.training.validation import Sample
+from pikfix.systems.pikfix.training.augment import Inputs
+from pikfix.systems.pikfix.training.stages.base import Material, Outputs, PikFixStage
+from pikfix.systems.pikfix.training.validation import Sample
 
 
 class Joint(PikFixStage):

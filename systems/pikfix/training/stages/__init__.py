@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pikfix.training.stages.base import Material, PikFixStage
-from pikfix.training.stages.colors import Colors
-from pikfix.training.stages.joint import Joint
-from pikfix.training.stages.restoration import Restoration
-from pikfix.training.stages.tone import Tone
+from pikfix.systems.pikfix.training.stages.base import Material, PikFixStage
+from pikfix.systems.pikfix.training.stages.colors import Colors
+from pikfix.systems.pikfix.training.stages.joint import Joint
+from pikfix.systems.pikfix.training.stages.restoration import Restoration
+from pikfix.systems.pikfix.training.stages.tone import Tone
 
 __all__ = ["STAGES", "Material", "PikFixStage", "stage_of"]
 

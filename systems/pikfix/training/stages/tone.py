@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pikfix.training.stages.restoration import Restoration
+from pikfix.systems.pikfix.training.stages.restoration import Restoration
 
 
 class Tone(Restoration):

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pikfix.evaluation.metrics import psnr
 from pikfix.systems.pikfix.networks import PikFix
+from pikfix.systems.pikfix.training.augment import Inputs
+from pikfix.systems.pikfix.training.stages.base import Outputs, PikFixStage
+from pikfix.systems.pikfix.training.validation import Sample, gray
 from pikfix.training import losses
-from pikfix.training.augment import Inputs
 from pikfix.training.features import FeatureNet
-from pikfix.training.stages.base import Outputs, PikFixStage
-from pikfix.training.validation import Sample, gray
 
 
 class Restoration(PikFixStage):

@@ -1,0 +1,1 @@
+"""Training of Pik-Fix: its options, samples, stages, and how a run is put together."""
