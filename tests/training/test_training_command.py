@@ -164,7 +164,6 @@ def test_a_detector_learns_what_is_damaged(photo_folder, tmp_path, capsys):
         ((), "damage needs a stage: choose from detector, filler"),
         (("--stage", "faces"), "damage has no stage 'faces'"),
         (("--stage", "filler", "--loss", "chroma=0"), "go with --system pikfix alone"),
-        (("--stage", "filler", "--preset", "paper"), "damage networks have no filler"),
         (("--stage", "filler", "--ablation", "limit=100"), "limit is 100"),
         (("--stage", "filler", "--crop", "50"), "multiple of 32"),
     ],
