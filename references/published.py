@@ -9,7 +9,7 @@ from typing import Any
 from pikfix.layers.vgg import Vgg19Features
 from pikfix.photos import write_atomically
 from pikfix.references.backbone import Backbone
-from pikfix.systems.releases import ENOUGH, Release, Released, converted, likeness
+from pikfix.systems.releases import ENOUGH, Release, Released, converted, likeness, names_in
 
 TITLE = "torchvision's VGG-19 (vgg19-....pth)"
 
@@ -24,7 +24,7 @@ _RELEASE = Release("features", TITLE, _names, unused=("classifier", "features.32
 
 def is_vgg19(released: Released) -> bool:
     """Whether a file has most of VGG-19's names."""
-    return likeness(released, _RELEASE, Vgg19Features(), None) >= ENOUGH
+    return likeness(released, names_in(_RELEASE, Vgg19Features(), None)) >= ENOUGH
 
 
 def import_features(released: Released, out: Path) -> None:

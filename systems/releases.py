@@ -204,14 +204,18 @@ def _within(name: str, modules: Sequence[str]) -> bool:
     )
 
 
-def likeness(file: Released, release: Release, network: nn.Module, config: Any) -> float:
-    """Share of the names of a release that a file has."""
+def names_in(release: Release, network: nn.Module, config: Any) -> frozenset[str]:
+    """Their names of a network's parameters."""
     names = renamed(network.state_dict(), release.names(config)).values()
-    expected = [name for name in names if not name.endswith(_COUNT)]
-    there = sum(name in file.state or f"{name}_orig" in file.state for name in expected)
-    return there / len(expected)
+    return frozenset(name for name in names if not name.endswith(_COUNT))
 
 
+def likeness(file: Released, names: frozenset[str]) -> float:
+    """Share of some names that a file has."""
+    return sum(name in file.state or f"{name}_orig" in file.state for name in names) / len(names)
+
+
+Known = Sequence[tuple[System, Release, frozenset[str]]]
 Candidates = dict[str, list[Release]]
 """By system, what a file may be."""
 
@@ -260,7 +264,11 @@ def _chosen(
 ) -> tuple[System, dict[Release, Released]]:
     """The system that the files make, and what each of them is."""
     systems = [system_of(name) for name in SYSTEMS]
-    known = [(s, r) for s in systems for r in s.imported_releases()]
+    known = [
+        (system, release, _names(system, release))
+        for system in systems
+        for release in system.imported_releases()
+    ]
     candidates = [_candidates(file, known, others) for file in files]
     problems = []
     for system in systems:
@@ -276,11 +284,14 @@ def _chosen(
                     f"{file.path} and {taken[release.part].path} both are {release.title}: give one"
                 )
             parts[release], taken[release.part] = file, file
-        lacking = [r for r in system.imported_releases() if r.required and r.part not in taken]
+        lacking: dict[str, list[str]] = {}
+        for release in system.imported_releases():
+            if release.required and release.part not in taken:
+                lacking.setdefault(release.part, []).append(release.title)
         if not lacking:
             _check_together(parts)
             return system, parts
-        titles = " and ".join(dict.fromkeys(f"{r.title} ({r.part})" for r in lacking))
+        titles = " and ".join(" or ".join(some) for some in lacking.values())
         problems.append(f"{system.name} needs {titles} as well: give all its files at once")
     if problems:
         raise ReleaseError(f"{files[0].path}: {problems[0]}")
@@ -291,19 +302,19 @@ def _chosen(
     raise ReleaseError(f"no system is made of all these ({each}): import them one by one")
 
 
-def _candidates(
-    file: Released, known: Sequence[tuple[System, Release]], others: Sequence[str]
-) -> Candidates:
+def _names(system: System, release: Release) -> frozenset[str]:
+    config = release.configure(system.config_type())
+    with torch.device("meta"):
+        own = system.build(config).get_submodule(release.place)
+    return names_in(release, own, config)
+
+
+def _candidates(file: Released, known: Known, others: Sequence[str]) -> Candidates:
     """What a file may be: the releases most of whose names it has."""
-    shares = {}
-    for system, release in known:
-        config = release.configure(system.config_type())
-        with torch.device("meta"):
-            own = system.build(config).get_submodule(release.place)
-        shares[system.name, release] = likeness(file, release, own, config)
+    shares = {(s.name, release): likeness(file, names) for s, release, names in known}
     best = max(shares.values())
     if best < ENOUGH:
-        titles = "; ".join(dict.fromkeys([*(release.title for _, release in known), *others]))
+        titles = "; ".join(dict.fromkeys([*(release.title for _, release, _ in known), *others]))
         raise ReleaseError(
             f"{file.path}: has names such as {next(iter(file.state))}, of nothing that can be "
             f"imported, which is: {titles}"
