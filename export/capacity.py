@@ -67,16 +67,17 @@ def capacity_of(
 def _preferred(model: Step, max_batch: int, fused_warp: bool) -> Iterator[Largest]:
     """Shapes to try, the most useful first."""
     batches = [batch for batch in (8, 4, 2, 1) if batch <= max_batch]
+    limit = model.working_limit or WORKING_LIMIT
     if model.takes_photos:
         # One at a time: a large photo keeps a GPU busy, and a batch would be one of the largest.
         yield from (Largest(1, side) for side in reversed(GPU_BUCKET_SIDES))
     elif model.correlation and not fused_warp:
         # The map of one photo and one reference has 16384^2 places at the finest scale.
-        yield from (Largest(1, WORKING_LIMIT, count) for count in range(Largest.references, 0, -1))
+        yield from (Largest(1, limit, count) for count in range(Largest.references, 0, -1))
     else:
-        yield from (Largest(batch, WORKING_LIMIT) for batch in batches)
+        yield from (Largest(batch, limit) for batch in batches)
         if model.correlation:
-            yield from (Largest(1, references=n) for n in range(Largest.references - 1, 0, -1))
+            yield from (Largest(1, limit, n) for n in range(Largest.references - 1, 0, -1))
 
 
 def _words(model: Step, largest: Largest) -> str:

@@ -15,6 +15,7 @@ from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.photos import DEFAULT_MAX_PIXELS
 from pikfix.photos.steps import DEFAULT_REFERENCE_SIDE
 from pikfix.systems.base import Ensemble, Model, Step, System
+from pikfix.systems.registry import python_steps
 
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
 
@@ -83,12 +84,13 @@ def build_configs(
     configs.update(fixed_configs(system, settings, placement, config=config))
     batches = [configs[step.name].max_batch_size for step in steps]
     smallest = min(size or settings.max_batch_size for size in batches)
-    models = {model.name: model for model in (*steps, *system.python_steps)}
+    networks = {step.name: step for step in steps}
     for ensemble in system.ensembles:
         # A request's own batch passes every step whole.
         configs[ensemble.name].max_batch_size = smallest
         for entry in configs[ensemble.name].ensemble_scheduling.step:
-            _rename_tensors(entry, models[entry.model_name], configs[entry.model_name])
+            if entry.model_name in networks:
+                _rename_tensors(entry, networks[entry.model_name], configs[entry.model_name])
     return configs
 
 
@@ -111,7 +113,8 @@ def fixed_configs(
     settings = replace(settings, max_in_flight=placement.in_flight(settings.max_in_flight))
     steps = system.steps(config or system.config_type())
     configs = {
-        model.name: _python_step(model, steps, settings, placement) for model in system.python_steps
+        model.name: _python_step(model, steps, settings, placement)
+        for model in python_steps(system)
     }
     models = {model.name: model for model in (*steps, *system.python_steps)}
     for ensemble in system.ensembles:

@@ -23,7 +23,7 @@ from pikfix.export.measured import Selection, export_fastest
 from pikfix.export.parity import CASES, check_parity
 from pikfix.export.precision import typed
 from pikfix.export.profiles import Capacity
-from pikfix.export.repository import Manifest, publish, staging_folder
+from pikfix.export.repository import Manifest, others_beside, publish, staging_folder
 from pikfix.export.runtimes import (
     Choice,
     EngineOptions,
@@ -144,6 +144,8 @@ def export_checkpoint(
         reference_side=settings.reference_side,
         capacity=capacity,
     )
+    # Said before minutes of work.
+    others_beside(repository, loaded.system.name, target, device)
     with staging_folder(repository) as staged:
         if chosen is None:
             measured = candidates(settings, ranges)

@@ -69,7 +69,9 @@ class Capacity:
 
     def of(self, step: Step) -> Largest:
         """The largest shapes of a step."""
-        usual = Largest(1, GPU_BUCKET_SIDES[-1]) if step.takes_photos else Largest()
+        usual = Largest(side=step.working_limit or WORKING_LIMIT)
+        if step.takes_photos:
+            usual = Largest(1, GPU_BUCKET_SIDES[-1])
         return self.largest.get(step.name, usual)
 
     def max_side(self, steps: Sequence[Step]) -> int:
@@ -82,7 +84,10 @@ class Capacity:
 
 
 def sizes(
-    sides: tuple[int, int], references: int = 1, reference_sides: tuple[int, int] | None = None
+    sides: tuple[int, int],
+    references: int = 1,
+    reference_sides: tuple[int, int] | None = None,
+    working_limit: int | None = None,
 ) -> dict[str, int]:
     """Sizes for all symbols of shapes.
 
@@ -90,10 +95,14 @@ def sizes(
         sides: height and width of photos, and of working sizes.
         references: of each photo.
         reference_sides: their height and width; the photos' when None.
+        working_limit: longest side of working sizes; None: they are the photos'.
     """
     symbols = (*PHOTO_SIDES, *WORKING_SIDES, *REFERENCE_SIDES, REFERENCES)
+    working = sides
+    if working_limit is not None and max(sides) > working_limit:
+        working = (sides[0] * working_limit // max(sides), sides[1] * working_limit // max(sides))
     return dict(
-        zip(symbols, (*sides, *sides, *(reference_sides or sides), references), strict=True)
+        zip(symbols, (*sides, *working, *(reference_sides or sides), references), strict=True)
     )
 
 
@@ -114,10 +123,11 @@ def profile_of(model: Step, largest: Largest, *, reference_side: int) -> Profile
         has.
     """
     common, references = min(_COMMON_SIDE, largest.side), (reference_side, reference_side)
+    side, limit = largest.side, model.working_limit
     ends = (
         (1, sizes((SIDE_MULTIPLE, SIDE_MULTIPLE))),
-        (1, sizes((common, common), 1, references)),
-        (largest.batch, sizes((largest.side, largest.side), largest.references, references)),
+        (1, sizes((common, common), 1, references, limit)),
+        (largest.batch, sizes((side, side), largest.references, references, limit)),
     )
     return Profile(
         {
@@ -151,9 +161,12 @@ def common_shapes(
         limit = min(_GRAPH_SIDE, largest.side)
         found = [pair for pair in buckets if max(pair) <= limit]
     else:
-        found = [working_size(*pair) for pair in buckets]
+        found = [working_size(*pair, model.working_limit or WORKING_LIMIT) for pair in buckets]
     references = (reference_side, reference_side)
     return tuple(
-        {tensor.name: tensor.sized(sizes(size, 1, references)) for tensor in model.inputs}
+        {
+            tensor.name: tensor.sized(sizes(size, 1, references, model.working_limit))
+            for tensor in model.inputs
+        }
         for size in sorted(set(found))
     )

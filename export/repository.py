@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export.configs import render
 from pikfix.export.errors import ExportError
 from pikfix.photos import write_atomically
+from pikfix.protocol.names import DEFAULT_SYSTEM
 
 MANIFEST = "manifest.json"
 _KEPT_VERSIONS = 2
@@ -37,6 +38,7 @@ class Manifest:
     target: the server its configs are for.
     tested_on: for each sub-net, the GPU or CPU that the parity gate ran it on.
     measured: with the runtime "auto", what was measured and chosen for each sub-net.
+    others: by their names, the manifests of the other systems that the repository holds.
     """
 
     created: str
@@ -49,6 +51,7 @@ class Manifest:
     target: str = "embedded"
     tested_on: dict[str, str] = field(default_factory=dict)
     measured: dict[str, Any] | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,6 +99,8 @@ def publish(
     Raises:
         ExportError: something could not be written; what had been published is taken back.
     """
+    system = manifest.checkpoint["system"]
+    manifest.others.update(others_beside(repository, system, manifest.target, manifest.device))
     published: list[Path] = []
     previous = {name: _read_config(repository / name) for name in manifest.models}
     try:
@@ -120,6 +125,37 @@ def publish(
         for version in sorted(_versions(repository / name))[:-_KEPT_VERSIONS]:
             shutil.rmtree(repository / name / str(version), ignore_errors=True)
     return manifest
+
+
+def others_beside(
+    repository: Path, system: str, target: str, device: str
+) -> dict[str, dict[str, Any]]:
+    """The manifests of the systems that a repository holds beside one that is exported into it.
+
+    Args:
+        repository: may not exist.
+        system: that is exported.
+        target: the server it is for.
+        device: where it will run.
+
+    Raises:
+        ExportError: another was exported for another server or device, and the steps that are
+            code, which all share, are configured for one.
+    """
+    try:
+        there = read_manifest(repository).to_dict()
+    except ExportError:  # none, or a damaged one, which is written anew
+        return {}
+    found: dict[str, dict[str, Any]] = there.pop("others")
+    found[there["checkpoint"].get("system", DEFAULT_SYSTEM)] = there
+    found.pop(system, None)
+    for name, other in found.items():
+        if (other["target"], other["device"]) != (target, device):
+            raise ExportError(
+                f"{repository} holds {name} for target {other['target']} and device "
+                f"{other['device']}: export {system} for the same, or into another folder with -o"
+            )
+    return found
 
 
 def read_manifest(repository: Path) -> Manifest:

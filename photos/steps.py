@@ -26,6 +26,7 @@ from pikfix.photos.embedded import Texts
 from pikfix.photos.errors import PhotoError
 from pikfix.photos.kept import Kept
 from pikfix.photos.padding import MULTIPLE
+from pikfix.photos.rgb import is_grey
 from pikfix.photos.tint import has_colours
 from pikfix.protocol.deadline import lateness, read_deadline
 from pikfix.protocol.options import FORMATS, Options, OptionsError
@@ -364,6 +365,22 @@ def check_pages(photo: Photo, options: Options) -> None:
         )
 
 
+def check_translation(options: Options) -> None:
+    """Refuse what asks for colours of a system that adds none.
+
+    Raises:
+        PhotoError: ``bad_options``.
+    """
+    for name, given in (
+        ("force_color", options.force_color),
+        ("color_strength", options.color_strength != 1),
+    ):
+        if given:
+            raise PhotoError(
+                "bad_options", f"{name} is of colours that are added, and this system adds none"
+            )
+
+
 def part_to_restore(photo: Photo, content: Content) -> Photo:
     """What the networks get: the photo, what is within its border, or a speck of a graphic.
 
@@ -389,6 +406,7 @@ def take_notes(
     library: bool,
     rejection_reason: str | None = None,
     content: Content | None = None,
+    translated: bool = False,
 ) -> PhotoNotes:
     """Settle what becomes of a photo.
 
@@ -399,6 +417,8 @@ def take_notes(
         library: whether references could have been chosen by the server.
         rejection_reason: why the server chose none from its library.
         content: what the picture holds; None: a photo alone.
+        translated: whether the networks give colours for a photo's own ones, and none to a grey
+            one; else they give luminance, and chroma after references.
 
     Returns:
         The notes, their times still zero.
@@ -415,15 +435,18 @@ def take_notes(
     part = part_to_restore(photo, content)
     colorize = options.color and bool(references) and not graphic
     keep = not graphic and keeps_color(part, options)
+    if translated:
+        keep = not graphic and options.color and not is_grey(photo.pixels)
     if keep:
         colorize, references = False, ()
     if graphic:
         warnings.append(LEFT_AS_IT_IS)
     elif content.rectangle is not None:
         warnings.append(BORDER_KEPT)
-    if options.color and not keep and has_colours(part.pixels):
+    wanted = options.color and not keep and not translated
+    if wanted and has_colours(part.pixels):
         warnings.append("the photo's own colours were not used: only its luminance is restored")
-    if options.color and not references and not graphic and not keep:
+    if wanted and not references and not graphic:
         suits = rejection_reason or "its library has none that suits"
         where = suits if library else "the server has no library"
         warnings.append(f"left grey: no reference was sent and {where}")
@@ -431,8 +454,8 @@ def take_notes(
     holds_deep = encode.holds_deep(name, grey=not colour)
     if not holds_deep and (options.depth == 16 or (photo.deep and options.depth is None)):
         kind = "colour" if colour else "pictures"
-        wanted = "16 were asked for" if options.depth else f"the photo has {photo.bit_depth}"
-        warnings.append(f"{name} holds {kind} at 8 bits here, {wanted}")
+        why = "16 were asked for" if options.depth else f"the photo has {photo.bit_depth}"
+        warnings.append(f"{name} holds {kind} at 8 bits here, {why}")
     own = options.profile == "own" and colour == (photo.pixels.ndim == 3)
     # A WebP picture is never grey alone, and so in no profile of grey.
     icc = photo.icc if own and not (name == "webp" and not colour) else b""
@@ -447,7 +470,8 @@ def take_notes(
     ):
         kept = Kept.of(stored, Content())
         warnings.append("left as it is: strength is 0 and no colours are added")
-    again = (keep or options.strength < 1) and (kept is None or kept.place is not None)
+    again = (keep and not translated) or options.strength < 1
+    again = again and (kept is None or kept.place is not None)
     return PhotoNotes(
         size=(part.height, part.width),
         photo=PhotoInfo(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pikfix.protocol.names import DEFAULT_SYSTEM
+
 
 class ReportError(ValueError):
     """A report is no JSON, lacks a key, or has one of the wrong type."""
@@ -120,6 +122,8 @@ class Report:
         digital_source_type: what the result's XMP packet says of its origin, a term of IPTC's
             vocabulary; None where it says nothing, as for what was left as it is.
         kept_colors: whether the result's colours are the photo's own.
+        system: whose networks restored it.
+        faces: how many faces were touched; None of a system that knows none.
     """
 
     photo: PhotoInfo
@@ -134,6 +138,8 @@ class Report:
     digital_source_type: str | None = None
     damaged_share: float | None = None
     kept_colors: bool = False
+    system: str = DEFAULT_SYSTEM
+    faces: int | None = None
 
     @property
     def restored(self) -> bool:
@@ -188,6 +194,8 @@ class Report:
             digital_source_type=_text_or_none(values.get("digital_source_type")),
             damaged_share=_number_or_none(values.get("damaged_share")),
             kept_colors=_truth(values.get("kept_colors", False)),
+            system=str(values.get("system", DEFAULT_SYSTEM)),
+            faces=None if values.get("faces") is None else _whole(values["faces"]),
         )
 
 

@@ -16,7 +16,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from pikfix.protocol.deadline import deadline_in
-from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
+from pikfix.protocol.names import PHOTO_MODELS, TENSOR_MODEL
 
 State = Literal["healthy", "busy", "unhealthy", "down"]
 
@@ -63,7 +63,7 @@ def tiny_png(side: int = CANARY_SIDE) -> bytes:
 
 def _request(model: str) -> tuple[list[Any], str]:
     """Inputs of the canary and the output whose presence proves an answer."""
-    if model == PHOTO_MODEL:
+    if model in PHOTO_MODELS.values():
         photo = grpc.InferInput("photo", [1, 1], "BYTES")
         photo.set_data_from_numpy(np.array([[tiny_png()]], dtype=object))
         return [photo], "result"
@@ -81,8 +81,8 @@ def _request(model: str) -> tuple[list[Any], str]:
 def canary(url: str, timeout_s: float = 10.0) -> Health:
     """Send a tiny photo through the server's ensemble and say whether it came back.
 
-    url: host:port of the gRPC endpoint. The photo goes to `pikfix_photo`, or to `pikfix` where
-    the repository has only that; on a repository with neither, liveness and readiness count.
+    url: host:port of the gRPC endpoint. The photo goes to the first system's model for files, or to
+    `pikfix` where the repository has only that; without any, liveness and readiness count.
     """
     client = grpc.InferenceServerClient(url)
     start = time.monotonic()
@@ -92,7 +92,7 @@ def canary(url: str, timeout_s: float = 10.0) -> Health:
             for model in client.get_model_repository_index(client_timeout=timeout_s).models
             if model.state == "READY"
         }
-        name = next((n for n in (PHOTO_MODEL, TENSOR_MODEL) if n in models), None)
+        name = next((n for n in (*PHOTO_MODELS.values(), TENSOR_MODEL) if n in models), None)
         if name is None:
             if client.is_server_ready(client_timeout=timeout_s):
                 return Health("healthy", seconds=time.monotonic() - start)

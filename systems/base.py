@@ -87,6 +87,7 @@ class Step(Model):
     halo: no place of the output depends on an input place farther away, so that large photos can
         be computed in tiles with that overlap, exactly; None where they cannot.
     side_multiple: of the sides of every picture.
+    working_limit: longest side of its working size; None: the usual one.
     lowest_precision: the lowest that its arithmetic bears: "int8", "bf16", or "fp32" for what stays
         in float32 whatever is asked for.
     correlation: whether it holds the correlation warp, whose map a runtime without its kernel
@@ -101,6 +102,7 @@ class Step(Model):
     module: Callable[[Any], Any] = field(default=lambda model: model, compare=False, repr=False)
     halo: int | None = None
     side_multiple: int = 1
+    working_limit: int | None = None
     lowest_precision: Precision = "int8"
     correlation: bool = False
     priority: int = 1
@@ -150,7 +152,8 @@ class System:
     build: a configuration to a torch module with the attribute `config`.
     steps: the steps of a configuration, in the order a photo passes them. Their names are the same
         for all configurations.
-    python_steps: steps that are code, files in and files out.
+    python_steps: steps that are code, files in and files out, as far as this system uses them:
+        those of one name are one model for all systems (`pikfix.systems.registry.python_steps`).
     ensembles: what clients call.
     sample_inputs: draws tensors that look like photos, for a seeded `numpy.random.Generator` and a
         case: at least what no step before gives.

@@ -14,13 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pikfix.protocol.names import DEFAULT_SYSTEM
 from pikfix.systems.base import Step, System
 from pikfix.systems.registry import system_of
 
 _FORMAT = "pikfix"
 _FORMAT_VERSION = "1"
-DEFAULT_SYSTEM = "pikfix"
-"""Of checkpoints that do not name theirs."""
 UNTRAINED = "untrained"
 """Key of the metadata that says which networks of a checkpoint nothing has trained yet."""
 

@@ -10,6 +10,7 @@ from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.systems.base import Ensemble, Model, Step, TensorSpec
 from pikfix.systems.damage.steps import DAMAGE_MASK, FILLED_L, PHOTO_L, damage_step
+from pikfix.systems.files import OPTIONS, PHOTO, PHOTO_INFO, REFERENCE, REPORT, RESULT
 from pikfix.systems.pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig, to_working
 from pikfix.systems.pikfix.networks.restoration import Restoration
 
@@ -25,12 +26,6 @@ CONFIDENCE = tuple(
     for i in range(PYRAMID_LEVELS)
 )
 SHARE = TensorSpec("reference_share", ("R",))
-PHOTO_INFO = TensorSpec("photo_info", (1,), "BYTES")
-PHOTO = TensorSpec("photo", (1,), "BYTES")
-REFERENCE = TensorSpec("reference", ("R",), "BYTES", optional=True)
-OPTIONS = TensorSpec("options", (1,), "BYTES", optional=True)
-RESULT = TensorSpec("result", (1,), "BYTES")
-REPORT = TensorSpec("report", (1,), "BYTES")
 
 
 class RestoreStep(nn.Module):

@@ -64,9 +64,14 @@ for member in Code:
     setattr(TritonError, member.name, member)
 
 
+PIKFIX = ("photo_l", "reference_lab", "photo_info")
+"""What the ensemble pikfix_photo asks the first step for."""
+
+
 class InferenceRequest:
-    def __init__(self, inputs, parameters=None, request_id=""):
+    def __init__(self, inputs, parameters=None, request_id="", outputs=PIKFIX):
         self._inputs, self._request_id = inputs, request_id
+        self._outputs = list(outputs)
         # The backend hands parameters over as JSON text, and as empty text where there are none.
         self._parameters = json.dumps(parameters) if parameters else ""
 
@@ -78,6 +83,9 @@ class InferenceRequest:
 
     def request_id(self):
         return self._request_id
+
+    def requested_output_names(self):
+        return self._outputs
 
 
 class InferenceResponse:
@@ -151,12 +159,16 @@ class Step:
         )
 
     def run(self, *requests):
-        """Each request: {input name: array, "parameters": {...}}; answers arrays or the error."""
+        """Each request: {input name: array, "parameters": {...}, "outputs": names}.
+
+        Answers arrays by name, or the error.
+        """
         made = []
         for request in requests:
             parameters = request.pop("parameters", None)
+            outputs = request.pop("outputs", PIKFIX)
             tensors = [Tensor(name, array) for name, array in request.items()]
-            made.append(InferenceRequest(tensors, parameters))
+            made.append(InferenceRequest(tensors, parameters, outputs=outputs))
         responses = self.model.execute(made)
         assert len(responses) == len(made)
         return [

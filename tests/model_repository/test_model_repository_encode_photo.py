@@ -108,6 +108,8 @@ def test_report(steps, text, save, reference):
         "model_sha256": None,
         "digital_source_type": provenance.COMPOSITE,
         "kept_colors": False,
+        "system": "pikfix",
+        "faces": None,
         "warnings": ["the photo's own colours were not used: only its luminance is restored"],
     }
     assert list(seconds) == ["decode_photo", "networks", "encode_photo"]
@@ -311,10 +313,15 @@ def test_report_without_confidences(steps, text, save, reference):
 
 
 def test_report_names_the_exported_checkpoint(load, tmp_path):
-    assert load("encode_photo", repository=tmp_path).model.model_version == "unknown"
+    assert load("encode_photo", repository=tmp_path).model.models == {}
     checkpoint = {"preset": "compact", "sha256": "1f0c5e7a99"}
-    (tmp_path / "manifest.json").write_text(json.dumps({"checkpoint": checkpoint}))
-    assert load("encode_photo", repository=tmp_path).model.model_version == "compact-1f0c5e7a"
+    other = {"preset": "paper", "sha256": "2f0c5e7a99", "system": "latent"}
+    manifest = {"checkpoint": checkpoint, "others": {"latent": {"checkpoint": other}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert load("encode_photo", repository=tmp_path).model.models == {
+        "pikfix": ("compact-1f0c5e7a", "1f0c5e7a99"),
+        "latent": ("paper-2f0c5e7a", "2f0c5e7a99"),
+    }
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "tiff", "webp"])

@@ -20,9 +20,9 @@ from pikfix.systems.latent.networks import (
     PartialNonlocal,
     PatchAttention,
     PatchDiscriminator,
+    Sizing,
     TwoScaleDiscriminator,
     Vae,
-    translation_size,
 )
 
 PAPER, COMPACT = PRESETS["paper"], PRESETS["compact"]
@@ -275,22 +275,20 @@ def test_the_spectral_norm_is_one_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("offset", range(4))
 def test_a_hairline_is_a_hole_of_the_latent_at_every_offset(offset: int) -> None:
-    model = Latent(LatentConfig(vae_channels=4, mapping="quality", mapping_channels=8))
+    size = Sizing(LatentConfig())
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 12 + offset, :] = 1
-    with torch.no_grad():
-        _, hole = model.encode(torch.zeros(1, 3, 32, 32), mask)
+    _, hole = size.painted(torch.zeros(1, 3, 32, 32), mask)
     assert torch.equal(hole[0, 0, :, 0], torch.eye(8)[3])
 
 
 def test_holes_are_white_before_they_are_encoded() -> None:
-    model = Latent(LatentConfig(vae_channels=4, mapping="quality", mapping_channels=8))
+    size = Sizing(LatentConfig())
     photo = torch.rand(1, 3, 32, 32) * 2 - 1
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 4:9, 10:20] = 1
     white = torch.where(mask > 0, torch.ones(()), photo)
-    with torch.no_grad():
-        torch.testing.assert_close(model.encode(photo, mask)[0], model.vae_old.encoder(white))
+    torch.testing.assert_close(size.painted(photo, mask)[0], white)
 
 
 def test_compact_is_small() -> None:
@@ -317,7 +315,7 @@ def test_compact_is_small() -> None:
 def test_large_photos_are_translated_smaller(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    assert translation_size(*size, COMPACT) == expected
+    assert Sizing(COMPACT).of(*size) == expected
 
 
 def test_a_photo_within_the_limit_comes_as_it_was_decoded() -> None:
@@ -326,36 +324,26 @@ def test_a_photo_within_the_limit_comes_as_it_was_decoded() -> None:
     photo, mask = torch.rand(2, 3, 33, 57) * 2 - 1, torch.zeros(2, 1, 33, 57)
     mask[..., 3:9, 20:40] = 1
     with torch.no_grad():
-        latent, hole = model.encode(photo, mask)
-        decoded = model.vae_clean.decoder(model.mapping(latent, hole))
+        painted, hole = model.size.painted(photo, mask)
+        decoded = model.vae_clean.decoder(model.mapping(model.vae_old.encoder(painted), hole))
         restored = model(photo, mask)
     assert decoded.shape[-2:] == (36, 60)
     torch.testing.assert_close(restored, decoded[..., :33, :57], atol=1e-6, rtol=0)
 
 
 def test_a_large_photo_keeps_its_detail_and_gets_the_change() -> None:
-    """With a decoder that brightens by a constant, that is all that happens outside of holes."""
-    config = LatentConfig(vae_channels=4, mapping="quality", mapping_channels=8, limit=64)
-    model = Latent(config).eval()
+    """Where what is decoded is brighter by a constant, that is all that happens outside holes."""
+    size = Sizing(LatentConfig(limit=64))
     generator = torch.Generator().manual_seed(1)
     photo = torch.rand(1, 3, 300, 200, generator=generator) - 0.5
     mask = torch.zeros(1, 1, 300, 200)
     mask[..., 100:140, 50:90] = 1
-    brighter = model.reduced(photo) + 0.25
-
-    class Given(nn.Module):
-        def forward(self, latent: Tensor) -> Tensor:
-            return brighter
-
-    model.vae_clean.decoder = Given()
-    with torch.no_grad():
-        restored = model.decode(torch.zeros(1, 4, 16, 11), photo, mask)
-    sound = mask < 1
+    restored = size.carried_over(size.reduced(photo) + 0.25, photo, mask)
+    sound = (mask < 1).expand_as(photo)
     wanted = photo + 0.25
-    assert (restored - wanted)[sound.expand_as(photo)].abs().max() < 1e-5
-    inside = (restored - wanted)[~sound.expand_as(photo)]
+    assert (restored - wanted)[sound].abs().max() < 1e-5
     # In the hole nothing of the photo's detail is left: what was decoded is smooth.
-    assert inside.std() > 0.2
+    assert (restored - wanted)[~sound].std() > 0.2
     assert restored[..., 105:135, 55:85].diff(dim=-1).abs().mean() < 0.05
 
 

@@ -1,13 +1,17 @@
-"""First step of pikfix_photo: picture files to the tensors the networks take.
+"""First step of every system: picture files to the tensors its networks take.
 
 Inputs, with a batch dimension B:
     photo      BYTES [B, 1]            encoded pictures
     reference  BYTES [B, R], optional  encoded pictures; absent or empty: none sent
+    mask       BYTES [B, 1], optional  encoded pictures, white where a photo is damaged
     options    BYTES [B, 1], optional  JSON objects, see pikfix.protocol.options.Options
-Outputs:
+Outputs, of which a system asks for its own:
     photo_l        FP32 [B, 1, H, W]          L/50 - 1, reflected to a bucket of shapes
+    photo_rgb      FP32 [B, 3, H, W]          sRGB, (x - 0.5) / 0.5, reflected likewise
+    marked_mask    FP32 [B, 1, H, W]          the mask that was sent, 0 to 1, reflected likewise
     reference_lab  FP32 [B, R, 3, H_r, W_r]   L/50 - 1, a/110, b/110
     photo_info     BYTES [B, 1]               notes for encode_photo
+A system that asks for photo_rgb gives colours back: it needs, and gets, no references.
 Configuration parameters, all optional: max_pixels (of any picture), max_side (of the photo),
 bucket_sides (multiples of 32, separated by commas), reference_side (longest side of references,
 which otherwise have the scale of the photo where it is matched with them), max_references;
@@ -48,10 +52,12 @@ from pikfix.photos import (
     pad_reflect,
     photo_luminance,
 )
-from pikfix.photos.domain import Content, find_content
+from pikfix.photos.domain import Content, find_content, photo_within
 from pikfix.photos.in_flight import InFlight
+from pikfix.photos.masks import decode_mask
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
+from pikfix.photos.rgb import photo_rgb
 from pikfix.photos.steps import (
     DEFAULT_MAX_REFERENCES,
     DEFAULT_REFERENCE_SIDE,
@@ -59,6 +65,7 @@ from pikfix.photos.steps import (
     Reference,
     check_deadline,
     check_pages,
+    check_translation,
     config_value,
     decode_references,
     grey_reference,
@@ -74,6 +81,8 @@ from pikfix.photos.steps import (
 from pikfix.protocol.options import Options
 
 STEP = "decode_photo"
+_BESIDE = ("reference", "mask", "options")
+_BESIDE_NAMES = "reference, mask and options"
 LIBRARY_VARIABLE = "PIKFIX_LIBRARY"
 COUNT_VARIABLE = "PIKFIX_LIBRARY_REFERENCES"
 
@@ -157,36 +166,35 @@ class TritonPythonModel:
     ) -> dict[str, npt.NDArray[Any]]:
         started = time.time()
         count = len(photos)
-        references = _rows(request, "reference") or [[]] * count
-        options = _rows(request, "options") or [[]] * count
-        if len(references) != count or len(options) != count:
-            raise PhotoError("bad_tensor", f"reference and options must have {count} rows as photo")
-        luminances, notes = [], []
+        wanted = set(request.requested_output_names())
+        translated = "photo_rgb" in wanted
+        given = {name: _rows(request, name) or [[]] * count for name in _BESIDE}
+        if any(len(rows) != count for rows in given.values()):
+            raise PhotoError("bad_tensor", f"{_BESIDE_NAMES} must have {count} rows as photo")
+        parts, notes, marks = [], [], []
         colours: list[list[Reference]] = []
         for number in range(count):
+            files = {name: rows[number] for name, rows in given.items()}
             try:
-                wishes = read_options(options[number][0] if options[number] else b"")
-                part, chosen, note = self._one(photos[number][0], references[number], wishes)
+                part, chosen, note, mark = self._one(photos[number][0], files, translated)
             except PhotoError as error:
                 if count == 1:
                     raise
                 place = f"photo {number + 1} of {count}: "
                 raise PhotoError(error.code, place + error.message) from error
-            luminances.append(photo_luminance(part.pixels))
+            parts.append(part.pixels)
             notes.append(note)
             colours.append(chosen)
-        photo_l = self._padded(luminances)
-        sizes = [
-            (plane.shape[0], plane.shape[1])
-            for plane, chosen in zip(luminances, colours, strict=True)
-            if chosen
-        ]
-        shape = self._reference_shape(sizes, colours, (photo_l.shape[2], photo_l.shape[3]))
-        planes = [
-            reference_planes(chosen, shape) if chosen and shape else grey_reference()
-            for chosen in colours
-        ]
-        outputs = {"photo_l": photo_l, "reference_lab": join_references(planes, shape)}
+            marks.append(mark)
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        if "photo_l" in wanted:
+            outputs["photo_l"] = self._padded([photo_luminance(part) for part in parts])
+        if translated:
+            outputs["photo_rgb"] = self._padded([photo_rgb(part) for part in parts])
+        if "marked_mask" in wanted:
+            outputs["marked_mask"] = self._padded(marks)
+        if "reference_lab" in wanted:
+            outputs["reference_lab"] = self._references(parts, colours)
         now = time.time()
         timed = [
             dataclasses.replace(note, decode_seconds=now - started, decoded_at=now, place=place)
@@ -196,11 +204,15 @@ class TritonPythonModel:
         return {**outputs, "photo_info": np.array(written, dtype=object)}
 
     def _one(
-        self, file: bytes, reference_files: list[bytes], options: Options
-    ) -> tuple[Photo, list[Reference], PhotoNotes]:
+        self, file: bytes, beside: Mapping[str, list[bytes]], translated: bool
+    ) -> tuple[Photo, list[Reference], PhotoNotes, npt.NDArray[np.float32]]:
+        """What the networks get of one photo, its references, its notes, and its mask."""
+        options = read_options(beside["options"][0] if beside["options"] else b"")
+        if translated:
+            check_translation(options)
         given = self._beside.submit(
             decode_references,
-            reference_files if options.color else [],
+            beside["reference"] if options.color and not translated else [],
             self.max_pixels,
             self.max_references,
             self.reference_side,
@@ -217,7 +229,7 @@ class TritonPythonModel:
         if content.kind == "graphic" or own:
             references = []
         rejection_reason: str | None = None
-        wanted = options.color and content.kind == "photo" and not own
+        wanted = options.color and content.kind == "photo" and not own and not translated
         if wanted and not references and self.choose_references is not None:
             references, rejection_reason = self.choose_references(part, options)
         library = self.choose_references is not None
@@ -228,8 +240,14 @@ class TritonPythonModel:
             library=library,
             rejection_reason=rejection_reason,
             content=content,
+            translated=translated,
         )
-        return part, references, notes
+        mark = np.zeros(part.pixels.shape[:2] if translated else (0, 0), np.float32)
+        mask = beside["mask"][0] if beside["mask"] else b""
+        if mask and translated and content.kind != "graphic":
+            whole = decode_mask(mask, (photo.height, photo.width), self.max_pixels)
+            mark = np.ascontiguousarray(photo_within(whole, content))
+        return part, references, notes, mark
 
     def _open_library(self, folder: Path, parameters: Mapping[str, Any]) -> Choose:
         """Open a library of references; only here is torch loaded."""
@@ -284,12 +302,33 @@ class TritonPythonModel:
         side = max(matching_side(size, padded, self.reference_side) for size in sizes)
         return reference_shape(first.size, side)
 
-    def _padded(self, luminances: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        height = max(plane.shape[0] for plane in luminances)
-        width = max(plane.shape[1] for plane in luminances)
-        shape = bucket_shape(height, width, self.bucket_sides)
-        planes = [pad_reflect(plane, shape)[None] for plane in luminances]
-        return planes[0][None] if len(planes) == 1 else np.stack(planes)
+    def _references(
+        self, parts: list[npt.NDArray[Any]], colours: list[list[Reference]]
+    ) -> npt.NDArray[Any]:
+        coloured = [
+            (part.shape[0], part.shape[1])
+            for part, chosen in zip(parts, colours, strict=True)
+            if chosen
+        ]
+        shape = self._reference_shape(coloured, colours, self._shape(parts))
+        planes = [
+            reference_planes(chosen, shape) if chosen and shape else grey_reference()
+            for chosen in colours
+        ]
+        return join_references(planes, shape)
+
+    def _shape(self, planes: list[npt.NDArray[Any]]) -> tuple[int, int]:
+        """The bucket of photos [H, W, ...]."""
+        height = max(plane.shape[0] for plane in planes)
+        width = max(plane.shape[1] for plane in planes)
+        return bucket_shape(height, width, self.bucket_sides)
+
+    def _padded(self, planes: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Photos [H, W] or [C, H, W] as one batch [B, C, H, W] of their bucket."""
+        stacked = [plane if plane.ndim == 3 else plane[None] for plane in planes]
+        shape = self._shape([plane[0] for plane in stacked])
+        padded = [pad_reflect(plane, shape) for plane in stacked]
+        return padded[0][None] if len(padded) == 1 else np.stack(padded)
 
 
 def _counters(name: str, description: str, results: tuple[str, ...]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Last step of pikfix_photo: the networks' tensors to picture files and reports.
+"""Last step of every system: the networks' tensors to picture files and reports.
 
-Inputs, with a batch dimension B:
+Inputs, with a batch dimension B, of which a system sends its own:
     restored_l          FP32 [B, 1, H, W]   L/50 - 1 of the padded photo
+    restored_rgb        FP32 [B, 3, H, W]   or, in its stead, sRGB, (x - 0.5) / 0.5
     damage_mask         FP32 [B, 1, H, W], optional: above 0 where damage was filled, for the report
-    ab                  FP32 [B, 2, h, w]   a/110, b/110 at the working size
+    ab                  FP32 [B, 2, h, w]   with restored_l: a/110, b/110 at the working size
     confidence_1..4     FP32 [B, 1, h_i, w_i], optional: highest correlations, for the report
     reference_share     FP32 [B, R], optional   each reference's share of the matches
     photo_info          BYTES [B, 1]        what decode_photo noted
@@ -24,7 +25,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +46,19 @@ from pikfix.photos.kept import OwnChroma, unit_or_levels
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.profiles import grey_in_profile, in_profile
 from pikfix.photos.responses import respond
+from pikfix.photos.rgb import photo_rgb, rgb_levels
 from pikfix.photos.steps import PhotoNotes, check_deadline
+from pikfix.protocol.names import ANSWERS, DEFAULT_SYSTEM
 from pikfix.protocol.report import ReferenceUse, Report, ResultInfo, StepSeconds
 
 STEP = "encode_photo"
 CONFIDENCES = tuple(f"confidence_{level}" for level in range(1, 5))
+
+_CHANNELS = {"restored_l": 1, "restored_rgb": 3}
+
+Model: TypeAlias = tuple[str, str | None]
+"""Version and SHA-256 of the networks that answered."""
+_UNKNOWN: Model = ("unknown", None)
 
 
 class TritonPythonModel:
@@ -59,7 +68,7 @@ class TritonPythonModel:
         """Read which networks the repository holds."""
         self._memory = KeptMemory()
         self._in_flight = InFlight.of_this_server()
-        self.model_version, self.model_sha256 = _model(Path(args["model_repository"]).parent)
+        self.models = _models(Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
@@ -81,8 +90,19 @@ class TritonPythonModel:
     def _encode_all(
         self, request: Any, noted: list[PhotoNotes], arrived: float
     ) -> dict[str, npt.NDArray[Any]]:
-        restored_l = _tensor(request, "restored_l", channels=1)
-        ab = _tensor(request, "ab", channels=2)
+        # The contract of each system names one tensor that its networks answer with.
+        system = next(
+            (
+                name
+                for name, tensor in ANSWERS.items()
+                if pb_utils.get_input_tensor_by_name(request, tensor) is not None
+            ),
+            DEFAULT_SYSTEM,
+        )
+        answer = ANSWERS[system]
+        restored = _tensor(request, answer, channels=_CHANNELS[answer])
+        # Colours come with it, or as chroma beside it.
+        ab = None if restored.shape[1] == 3 else _tensor(request, "ab", channels=2)
         confidences = [
             _tensor(request, name, channels=1)
             for name in CONFIDENCES
@@ -93,11 +113,11 @@ class TritonPythonModel:
             mask = _tensor(request, "damage_mask", channels=1)
         share = pb_utils.get_input_tensor_by_name(request, "reference_share")
         shares = None if share is None else share.as_numpy()
-        parts = [restored_l, ab, *confidences, *(p for p in (mask, shares) if p is not None)]
+        parts = [restored, *confidences, *(p for p in (ab, mask, shares) if p is not None)]
         if any(len(part) != len(noted) for part in parts):
             raise PhotoError(
                 "bad_tensor",
-                "restored_l, damage_mask, ab, confidence_i, reference_share and photo_info must"
+                f"{answer}, damage_mask, ab, confidence_i, reference_share and photo_info must"
                 f" agree in batch size, got {[*map(len, parts), len(noted)]}",
             )
         results, reports = [], []
@@ -105,7 +125,12 @@ class TritonPythonModel:
             networks = max(arrived - notes.decoded_at, 0.0)
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]
-            result, report = self._one(restored_l[number, 0], ab[number], maps, notes)
+            if ab is None:
+                pixels, confidence = self._translated(restored[number], notes), None
+            else:
+                light = restored[number, 0]
+                pixels, confidence = self._colorized(light, ab[number], maps, notes)
+            result, report = _file(pixels, notes, confidence, self.models.get(system, _UNKNOWN))
             references, damaged = report.references, None
             if shares is not None:
                 references = _with_shares(references, shares[number])
@@ -115,7 +140,12 @@ class TritonPythonModel:
                 round(notes.decode_seconds, 4), round(networks, 4), round(time.time() - started, 4)
             )
             report = dataclasses.replace(
-                report, references=references, damaged_share=damaged, seconds=seconds
+                report,
+                references=references,
+                damaged_share=damaged,
+                seconds=seconds,
+                system=system,
+                faces=0 if ab is None else None,
             )
             results.append(result)
             reports.append(report.to_json())
@@ -124,25 +154,18 @@ class TritonPythonModel:
             "report": np.array([[report] for report in reports], dtype=object),
         }
 
-    def _one(
+    def _colorized(
         self,
         padded_l: npt.NDArray[Any],
         ab: npt.NDArray[Any],
         maps: list[npt.NDArray[Any]],
         notes: PhotoNotes,
-    ) -> tuple[bytes, Report]:
-        height, width = notes.size
-        padded = (padded_l.shape[0], padded_l.shape[1])
-        if not (1 <= height <= padded[0] and 1 <= width <= padded[1]):
-            raise PhotoError(
-                "bad_tensor",
-                f"restored_l is {padded[1]} x {padded[0]}, the photo {width} x {height}:"
-                " send the restored_l that belongs to this photo_info",
-            )
+    ) -> tuple[npt.NDArray[Any], float | None]:
+        """The result of luminance and chroma, and the confidence of the latter."""
+        padded = _padded_size(padded_l, notes)
         kept = notes.kept
         if kept is not None and kept.place is None:
-            pixels = kept.pixels(deep=notes.deep)
-            return self._file(pixels, notes, None, changed=False)
+            return kept.pixels(deep=notes.deep), None
         light = crop(padded_l, notes.size)
         original = None if notes.original is None else unit_or_levels(notes.original)
         if original is not None and notes.strength < 1:
@@ -162,64 +185,97 @@ class TritonPythonModel:
             confidence = _mean_confidence(maps, padded, notes.size)
         else:
             pixels = grey_in_profile(notes.icc, light, deep=notes.deep)
-        return self._file(pixels if kept is None else kept.around(pixels), notes, confidence)
+        return pixels if kept is None else kept.around(pixels), confidence
 
-    def _file(
-        self,
-        pixels: npt.NDArray[Any],
-        notes: PhotoNotes,
-        confidence: float | None,
-        *,
-        changed: bool = True,
-    ) -> tuple[bytes, Report]:
-        xmp, unread = self._marked(notes) if changed else (notes.xmp, [])
-        result, warnings = encode_photo(
-            pixels,
-            notes.format,
-            quality=notes.quality,
-            exif=notes.exif,
-            dpi=notes.dpi,
-            xmp=xmp,
-            iptc=notes.iptc,
-            texts=notes.texts,
-            icc=notes.icc,
+    def _translated(self, padded_rgb: npt.NDArray[Any], notes: PhotoNotes) -> npt.NDArray[Any]:
+        """The result of colours: those of a photo in colour, and the luminance of a grey one."""
+        _padded_size(padded_rgb, notes)
+        kept = notes.kept
+        if kept is not None and kept.place is None:
+            return kept.pixels(deep=notes.deep)
+        rgb = crop(padded_rgb, notes.size)
+        original = None if notes.original is None else unit_or_levels(notes.original)
+        if original is not None and notes.strength < 1:
+            before = photo_rgb(original)
+            rgb = before + np.float32(notes.strength) * (rgb - before)
+        if notes.keep_color:
+            pixels = in_profile(notes.icc, lambda deep: rgb_levels(rgb, deep=deep), deep=notes.deep)
+        else:
+            light = photo_luminance(rgb_levels(rgb, deep=True).astype(np.float32) / 65535)
+            pixels = grey_in_profile(notes.icc, light, deep=notes.deep)
+        return pixels if kept is None else kept.around(pixels)
+
+
+def _padded_size(padded: npt.NDArray[Any], notes: PhotoNotes) -> tuple[int, int]:
+    """The size of a padded photo [..., H, W], which must hold the one that the notes are about."""
+    height, width = notes.size
+    if not (1 <= height <= padded.shape[-2] and 1 <= width <= padded.shape[-1]):
+        raise PhotoError(
+            "bad_tensor",
+            f"the networks' photo is {padded.shape[-1]} x {padded.shape[-2]}, the photo {width} x "
+            f"{height}: send what belongs to this photo_info",
         )
-        return result, Report(
-            photo=notes.photo,
-            result=ResultInfo(pixels.shape[1], pixels.shape[0], notes.format),
-            references=tuple(notes.references),
-            colorized=notes.colorize,
-            kept_colors=notes.keep_color,
-            mean_confidence=confidence,
-            seconds=StepSeconds(0, 0, 0),
-            model_version=self.model_version,
-            model_sha256=self.model_sha256,
-            digital_source_type=provenance.source_type_of(xmp),
-            warnings=(*notes.warnings, *unread, *warnings),
-        )
-
-    def _marked(self, notes: PhotoNotes) -> tuple[bytes, list[str]]:
-        """The XMP packet with what was done, and warnings of what was lost for it."""
-        change = provenance.change_of(
-            colorized=notes.colorize,
-            model=self.model_version,
-            day=datetime.datetime.now(datetime.timezone.utc).date(),
-        )
-        xmp, warnings = provenance.marked(notes.xmp, change)
-        if not holds_xmp(notes.format, xmp):
-            # What a machine did has to be said also where there is no room for the rest.
-            xmp, _ = provenance.marked(b"", change)
-            warnings.append("the XMP packet is too long for JPEG and was dropped")
-        return xmp, warnings
+    return padded.shape[-2], padded.shape[-1]
 
 
-def _model(repository: Path) -> tuple[str, str | None]:
-    """A name for the exported checkpoint, such as "compact-1f0c5e7a", and its SHA-256."""
+def _file(
+    pixels: npt.NDArray[Any], notes: PhotoNotes, confidence: float | None, model: Model
+) -> tuple[bytes, Report]:
+    changed = notes.kept is None or notes.kept.place is not None
+    xmp, unread = _marked(notes, model) if changed else (notes.xmp, [])
+    result, warnings = encode_photo(
+        pixels,
+        notes.format,
+        quality=notes.quality,
+        exif=notes.exif,
+        dpi=notes.dpi,
+        xmp=xmp,
+        iptc=notes.iptc,
+        texts=notes.texts,
+        icc=notes.icc,
+    )
+    return result, Report(
+        photo=notes.photo,
+        result=ResultInfo(pixels.shape[1], pixels.shape[0], notes.format),
+        references=tuple(notes.references),
+        colorized=notes.colorize,
+        kept_colors=notes.keep_color,
+        mean_confidence=confidence,
+        seconds=StepSeconds(0, 0, 0),
+        model_version=model[0],
+        model_sha256=model[1],
+        digital_source_type=provenance.source_type_of(xmp),
+        warnings=(*notes.warnings, *unread, *warnings),
+    )
+
+
+def _marked(notes: PhotoNotes, model: Model) -> tuple[bytes, list[str]]:
+    """The XMP packet with what was done, and warnings of what was lost for it."""
+    change = provenance.change_of(
+        colorized=notes.colorize,
+        model=model[0],
+        day=datetime.datetime.now(datetime.timezone.utc).date(),
+    )
+    xmp, warnings = provenance.marked(notes.xmp, change)
+    if not holds_xmp(notes.format, xmp):
+        # What a machine did has to be said also where there is no room for the rest.
+        xmp, _ = provenance.marked(b"", change)
+        warnings.append("the XMP packet is too long for JPEG and was dropped")
+    return xmp, warnings
+
+
+def _models(repository: Path) -> dict[str, Model]:
+    """Of each system in a repository, a name such as "compact-1f0c5e7a", and the whole SHA-256."""
     try:
-        checkpoint = json.loads((repository / "manifest.json").read_text())["checkpoint"]
-        return f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}", checkpoint["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown", None
+        manifest = json.loads((repository / "manifest.json").read_text())
+        found = {}
+        for one in (manifest, *manifest.get("others", {}).values()):
+            checkpoint = one["checkpoint"]
+            name = f"{checkpoint['preset']}-{checkpoint['sha256'][:8]}"
+            found[checkpoint.get("system", DEFAULT_SYSTEM)] = (name, checkpoint["sha256"])
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _with_shares(

@@ -3,7 +3,8 @@
 from pikfix.systems.latent.networks.config import PRESETS, LatentConfig
 from pikfix.systems.latent.networks.discriminators import PatchDiscriminator, TwoScaleDiscriminator
 from pikfix.systems.latent.networks.mapping import Mapping, PartialNonlocal, PatchAttention
-from pikfix.systems.latent.networks.model import Latent, translation_size
+from pikfix.systems.latent.networks.model import Latent
+from pikfix.systems.latent.networks.sizing import Sizing
 from pikfix.systems.latent.networks.vae import Decoder, Encoder, Vae
 
 __all__ = [
@@ -16,7 +17,7 @@ __all__ = [
     "PartialNonlocal",
     "PatchAttention",
     "PatchDiscriminator",
+    "Sizing",
     "TwoScaleDiscriminator",
     "Vae",
-    "translation_size",
 ]
