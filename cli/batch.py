@@ -37,7 +37,7 @@ from pikfix.references.manifest import FILE as LIBRARY_FILE
 
 # Of the options of `restore`, those that a batch answers by its receipts, and those that leave
 # results as they are.
-_NOT_TAKEN = ("photos", "out", "connection", "overwrite", "skip_existing", "as_json")
+_NOT_TAKEN = ("photos", "out", "connection", "overwrite", "skip_existing", "as_json", "mask")
 _WITHOUT_EFFECT = ("jobs", "timeout", "model_repository", "write_sidecar")
 
 
@@ -164,6 +164,13 @@ def run(
     format = None if chosen is None else chosen.value
     exclusive = ("reference", "library", "color", "force_color", "keep_color")
     restore.refuse_contradictions(**{name: wishes[name] for name in exclusive})
+    restore.refuse_unfit(
+        wishes["system"],
+        reference=wishes["reference"],
+        library=wishes["library"],
+        force_color=wishes["force_color"],
+        mask=None,
+    )
     client = connection.client()
     manifest = read_manifest(scans, out)
     manifest.check_results(out, format)
@@ -299,6 +306,8 @@ def _options(wishes: dict[str, Any]) -> dict[str, Any]:
     """What makes results what they are; of files their contents, wherever they lie."""
     found = {key: value for key, value in wishes.items() if key not in _WITHOUT_EFFECT}
     found["reference"] = [_digest(path) for path in wishes["reference"] or []]
+    if found["system"] is restore.SystemName.pikfix:
+        del found["system"]  # as batches of before have it, which go on
     library = wishes["library"]
     found["library"] = None if library is None else _digest(library / LIBRARY_FILE)
     return found

@@ -30,6 +30,7 @@ from pikfix.client import (
     WrongServerError,
 )
 from pikfix.client._waits import LONGEST_PAUSE_S, after_waiting, pause_before_room
+from pikfix.protocol.names import DEFAULT_SYSTEM
 
 _Answer = TypeVar("_Answer")
 
@@ -75,6 +76,7 @@ class Flow:
         timeout: seconds given to each attempt.
         reconnect_timeout: seconds to wait for a server that went away.
         notice: called with a line where that takes more than a moment.
+        system: that the photos are for.
     """
 
     client: AsyncPikFixClient
@@ -82,6 +84,7 @@ class Flow:
     timeout: float
     reconnect_timeout: float
     notice: Callable[[str], None]
+    system: str = DEFAULT_SYSTEM
     _most: int = field(init=False)
     _places: list[_Place] = field(default_factory=list)
     _waiting_alone: int = 0
@@ -222,7 +225,7 @@ class Flow:
         gone, told, pause = False, False, 0.2
         while True:
             try:
-                await self.client.ensure_ready()
+                await self.client.ensure_ready(self.system)
             except PikFixError as error:
                 expected = error.passing or isinstance(
                     error, (*_PERHAPS_ANOTHER, ModelNotFoundError, DeadlineExceededError)

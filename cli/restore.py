@@ -34,6 +34,14 @@ from pikfix.photos import read_picture_file
 _RECONNECT_TIMEOUT = 120.0
 
 
+class SystemName(str, Enum):
+    """Systems, and those that follow each other."""
+
+    pikfix = "pikfix"
+    latent = "latent"
+    latent_pikfix = "latent+pikfix"
+
+
 class Format(str, Enum):
     """Formats of a result."""
 
@@ -159,6 +167,20 @@ def command(
     color_strength: Annotated[
         float, typer.Option(min=0, max=1, help="Strength of the colours.")
     ] = 1.0,
+    system: Annotated[
+        SystemName,
+        typer.Option(
+            help="pikfix restores luminance and colorizes; latent mends scratches and holes and "
+            "keeps the photo's colours; latent+pikfix mends and then colorizes."
+        ),
+    ] = SystemName.pikfix,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of a single photo's damage, white where it is damaged, for latent.",
+            show_default=False,
+        ),
+    ] = None,
     connection: Connection,
     model_repository: Annotated[
         Path, typer.Option(help="Models for the server that is started without --url.")
@@ -219,6 +241,7 @@ def command(
         force_color=force_color,
         keep_color=keep_color,
     )
+    refuse_unfit(system, reference=reference, library=library, force_color=force_color, mask=mask)
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
@@ -229,6 +252,8 @@ def command(
             "done; give --overwrite, --skip-existing or another place with -o"
         )
     _refuse_nothing(plan, photos)
+    if mask is not None and len(plan.jobs) != 1:
+        raise UsageError(f"--mask is of one photo, and {len(plan.jobs)} are to be restored")
     settings = settings_of(
         connection,
         reference=reference,
@@ -244,6 +269,8 @@ def command(
         keep_color=keep_color,
         strength=strength,
         color_strength=color_strength,
+        system=system,
+        mask=mask,
         jobs=jobs,
         timeout=timeout,
         overwrite=overwrite,
@@ -296,6 +323,24 @@ def refuse_contradictions(
         raise UsageError("--keep-color and --no-color exclude each other")
 
 
+def refuse_unfit(
+    system: SystemName,
+    *,
+    reference: Sequence[Path] | None,
+    library: Path | None,
+    force_color: bool,
+    mask: Path | None,
+) -> None:
+    """Raise UsageError where an option is nothing that the system can do."""
+    if system is SystemName.latent and (reference or library is not None or force_color):
+        raise UsageError(
+            "--system latent adds no colours: leave out --reference, --library and --force-color, "
+            "or give --system latent+pikfix"
+        )
+    if system is SystemName.pikfix and mask is not None:
+        raise UsageError("--mask is for --system latent: pikfix finds damage by itself")
+
+
 def settings_of(
     connection: Connection,
     *,
@@ -316,6 +361,8 @@ def settings_of(
     timeout: float,
     overwrite: bool,
     write_sidecar: bool,
+    system: SystemName = SystemName.pikfix,
+    mask: Path | None = None,
 ) -> Settings:
     """Return what the options ask for.
 
@@ -347,6 +394,8 @@ def settings_of(
         overwrite=overwrite,
         reconnect_timeout=_RECONNECT_TIMEOUT,
         sidecars=write_sidecar,
+        system=system.value,
+        mask=None if mask is None else read_picture_file(mask),
     )
 
 
@@ -386,7 +435,7 @@ def work_through(
     async def work(ready: AsyncPikFixClient) -> None:
         async with ready:
             # One message instead of one per photo where there is no server.
-            await ready.ensure_ready()
+            await ready.ensure_ready(run.settings.system)
             await run.over(jobs, ready)
 
     with contextlib.ExitStack() as stack:

@@ -37,6 +37,7 @@ from pikfix.client import (
     WrongServerError,
 )
 from pikfix.photos import read_picture_file, sidecar
+from pikfix.protocol.names import DEFAULT_SYSTEM
 from pikfix.protocol.options import DEFAULT_QUALITY
 
 # After one of these, once the wait for a server has ended, no later photo can fare better.
@@ -178,6 +179,8 @@ class Settings:
         keep_color: photos that have colours keep them.
         strength: of the restoration, 0 to 1.
         color_strength: of the colours, 0 to 1.
+        system: that restores, or systems joined by a plus sign.
+        mask: an encoded picture of the damage, where there is one.
         timeout: seconds per photo and attempt.
         in_flight: photos at a time, at most.
         overwrite: replace results that exist.
@@ -197,6 +200,8 @@ class Settings:
     keep_color: bool = False
     strength: float = 1.0
     color_strength: float = 1.0
+    system: str = DEFAULT_SYSTEM
+    mask: bytes | None = field(default=None, repr=False)
     timeout: float = 300.0
     in_flight: int = 2
     overwrite: bool = False
@@ -218,6 +223,7 @@ class Settings:
             "keep_color": self.keep_color,
             "strength": self.strength,
             "color_strength": self.color_strength,
+            **({} if self.system == DEFAULT_SYSTEM else {"system": self.system}),
         }
 
 
@@ -277,7 +283,12 @@ class Run:
 
         count = min(self.settings.in_flight, len(jobs))
         flow = Flow(
-            client, count, self.settings.timeout, self.settings.reconnect_timeout, self.notice
+            client,
+            count,
+            self.settings.timeout,
+            self.settings.reconnect_timeout,
+            self.notice,
+            self.settings.system,
         )
         self._tasks = [asyncio.create_task(work()) for _ in range(count)]
         with self._signals():
@@ -355,7 +366,7 @@ class Run:
         settings = self.settings
         photo, files.photo = await in_daemon_thread(self._read, job)
         references: Sequence[bytes] = ()
-        if settings.color:
+        if settings.color and DEFAULT_SYSTEM in settings.system.split("+"):
             references = await asyncio.to_thread(settings.references, photo)
 
         async def send() -> RestoredPhoto:
@@ -364,6 +375,7 @@ class Run:
                 list(references),
                 format=cast(PictureFormat, job.format),
                 timeout=settings.timeout,
+                mask=settings.mask,
                 **settings.wishes,
             )
 

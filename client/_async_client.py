@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar
@@ -26,9 +27,9 @@ from pikfix.client._guard import Guard, check_headers, check_names, check_option
 from pikfix.client._inputs import PhotoLike
 from pikfix.client._mapping import map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
+from pikfix.client._passes import Passes, SystemName, passes, seconds_left, systems_of
 from pikfix.client._requests import (
     Request,
-    photo_request,
     photo_result,
     server_information,
     tensor_request,
@@ -39,10 +40,19 @@ from pikfix.client._requests import (
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, grpc, open_async_channel
 from pikfix.client._waits import Tries
-from pikfix.protocol.names import PHOTO_MODEL
+from pikfix.protocol.names import DEFAULT_SYSTEM, PHOTO_MODELS
 from pikfix.protocol.options import DEFAULT_QUALITY, PictureFormat
 
 _Result = TypeVar("_Result")
+
+
+def _after(steps: Passes, answer: RestoredPhoto | None) -> Request | RestoredPhoto:
+    """The request that follows an answer, or the result."""
+    try:
+        return next(steps) if answer is None else steps.send(answer)
+    except StopIteration as end:  # which no thread may let out
+        restored: RestoredPhoto = end.value
+        return restored
 
 
 class AsyncPikFixClient:
@@ -136,12 +146,13 @@ class AsyncPikFixClient:
         keep_color: bool = False,
         strength: float = 1.0,
         color_strength: float = 1.0,
+        system: SystemName = "pikfix",
+        mask: PhotoLike | None = None,
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo; see :meth:`pikfix.client.PikFixClient.restore`."""
-        seconds = time_limit(timeout, self._timeout)
-        request = await self._in_thread(
-            photo_request,
+        began, seconds = time.monotonic(), time_limit(timeout, self._timeout)
+        steps = passes(
             photo,
             reference,
             {
@@ -157,9 +168,16 @@ class AsyncPikFixClient:
                 "strength": strength,
                 "color_strength": color_strength,
             },
+            system=system,
+            mask=mask,
             limit=self._limits.message_bytes,
         )
-        return photo_result(await self._send(request, seconds), self._url, request.notes)
+        request: Request | RestoredPhoto = await self._in_thread(_after, steps, None)
+        while isinstance(request, Request):
+            answer = await self._send(request, seconds_left(seconds, began))
+            restored = photo_result(answer, self._url, request)
+            request = await self._in_thread(_after, steps, restored)
+        return request
 
     async def infer(
         self,
@@ -175,13 +193,13 @@ class AsyncPikFixClient:
         )
         return tensor_result(await self._send(request, seconds), photo_l, self._url)
 
-    async def is_ready(self) -> bool:
+    async def is_ready(self, system: str = DEFAULT_SYSTEM) -> bool:
         """Return whether the server can restore photos now.
 
         See :meth:`pikfix.client.PikFixClient.is_ready`.
         """
         try:
-            await self.ensure_ready()
+            await self.ensure_ready(system)
         except (
             ServerUnreachableError,
             ServerNotReadyError,
@@ -191,7 +209,7 @@ class AsyncPikFixClient:
             return False
         return True
 
-    async def ensure_ready(self) -> None:
+    async def ensure_ready(self, system: str = DEFAULT_SYSTEM) -> None:
         """Return if the server can restore photos now; raise what is in the way otherwise.
 
         See :meth:`pikfix.client.PikFixClient.ensure_ready`.
@@ -199,9 +217,11 @@ class AsyncPikFixClient:
         seconds = self._timeout.status
         if not await self._any(None, "is_server_ready", client_timeout=seconds):
             raise ServerNotReadyError("the server is not ready", url=self._url)
-        if not await self._any(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
-            index = await self._call(None, "get_model_repository_index", client_timeout=seconds)
-            raise why_not_ready(self._url, index)
+        for name in systems_of(system):
+            model = PHOTO_MODELS[name]
+            if not await self._any(model, "is_model_ready", model, client_timeout=seconds):
+                index = await self._call(None, "get_model_repository_index", client_timeout=seconds)
+                raise why_not_ready(self._url, index, model)
 
     async def server_info(self) -> ServerInfo:
         """Return the server's name and version, and its models with their states."""

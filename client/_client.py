@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn
@@ -23,9 +24,9 @@ from pikfix.client._guard import Guard, check_headers, check_names, check_option
 from pikfix.client._inputs import PhotoLike
 from pikfix.client._mapping import map_error
 from pikfix.client._options import Limits, Retry, Timeout, Tls
+from pikfix.client._passes import SystemName, passes, seconds_left, systems_of
 from pikfix.client._requests import (
     Request,
-    photo_request,
     photo_result,
     server_information,
     tensor_request,
@@ -36,7 +37,7 @@ from pikfix.client._requests import (
 from pikfix.client._results import RestoredPhoto, ServerInfo
 from pikfix.client._transport import InferenceServerException, open_channel
 from pikfix.client._waits import Tries
-from pikfix.protocol.names import PHOTO_MODEL
+from pikfix.protocol.names import DEFAULT_SYSTEM, PHOTO_MODELS
 from pikfix.protocol.options import DEFAULT_QUALITY, PictureFormat
 
 DEFAULT_URL = "localhost:8001"
@@ -131,6 +132,8 @@ class PikFixClient:
         keep_color: bool = False,
         strength: float = 1.0,
         color_strength: float = 1.0,
+        system: SystemName = "pikfix",
+        mask: PhotoLike | None = None,
         timeout: float | None = None,
     ) -> RestoredPhoto:
         """Restore one photo, and colorize it after a reference.
@@ -158,6 +161,11 @@ class PikFixClient:
                 are colorized as without it.
             strength: of the restoration, 0 to 1; at 0 the tones stay as they are.
             color_strength: of the result's colours, 0 to 1.
+            system: ``pikfix`` restores luminance and colorizes; ``latent`` mends scratches and
+                holes by translation and keeps the photo's colours; ``latent+pikfix`` mends and
+                then colorizes, in two requests.
+            mask: of the photo's shape, white where it is damaged, for systems that mend; joined
+                with what the server finds.
             timeout: seconds for this request; None takes the client's ``Timeout.request``.
 
         Returns:
@@ -167,8 +175,8 @@ class PikFixClient:
             PikFixError: see :mod:`pikfix.client` for the tree.
             OSError: a path cannot be read.
         """
-        seconds = time_limit(timeout, self._timeout)
-        request = photo_request(
+        began, seconds = time.monotonic(), time_limit(timeout, self._timeout)
+        steps = passes(
             photo,
             reference,
             {
@@ -184,9 +192,18 @@ class PikFixClient:
                 "strength": strength,
                 "color_strength": color_strength,
             },
+            system=system,
+            mask=mask,
             limit=self._limits.message_bytes,
         )
-        return photo_result(self._send(request, seconds), self._url, request.notes)
+        request = next(steps)
+        while True:
+            answer = self._send(request, seconds_left(seconds, began))
+            try:
+                request = steps.send(photo_result(answer, self._url, request))
+            except StopIteration as end:
+                restored: RestoredPhoto = end.value
+                return restored
 
     def infer(
         self,
@@ -214,14 +231,14 @@ class PikFixClient:
         request = tensor_request(photo_l, reference_lab, limit=self._limits.message_bytes)
         return tensor_result(self._send(request, seconds), photo_l, self._url)
 
-    def is_ready(self) -> bool:
-        """Return whether the server can restore photos now.
+    def is_ready(self, system: str = DEFAULT_SYSTEM) -> bool:
+        """Return whether the server can restore photos now, by one system or several joined by +.
 
         False where nobody listens, or server or model are not there or not ready yet. An
         address that is wrong for good (another kind of server, TLS that does not fit) raises.
         """
         try:
-            self.ensure_ready()
+            self.ensure_ready(system)
         except (
             ServerUnreachableError,
             ServerNotReadyError,
@@ -231,7 +248,7 @@ class PikFixClient:
             return False
         return True
 
-    def ensure_ready(self) -> None:
+    def ensure_ready(self, system: str = DEFAULT_SYSTEM) -> None:
         """Return if the server can restore photos now; raise what is in the way otherwise.
 
         Of several servers one that can is enough.
@@ -242,9 +259,11 @@ class PikFixClient:
         seconds = self._timeout.status
         if not self._any(None, "is_server_ready", client_timeout=seconds):
             raise ServerNotReadyError("the server is not ready", url=self._url)
-        if not self._any(PHOTO_MODEL, "is_model_ready", PHOTO_MODEL, client_timeout=seconds):
-            index = self._call(None, "get_model_repository_index", client_timeout=seconds)
-            raise why_not_ready(self._url, index)
+        for name in systems_of(system):
+            model = PHOTO_MODELS[name]
+            if not self._any(model, "is_model_ready", model, client_timeout=seconds):
+                index = self._call(None, "get_model_repository_index", client_timeout=seconds)
+                raise why_not_ready(self._url, index, model)
 
     def server_info(self) -> ServerInfo:
         """Return the server's name and version, and its models with their states.

@@ -37,7 +37,7 @@ from pikfix.client._errors import (
     UnsupportedPhotoError,
     WrongServerError,
 )
-from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
+from pikfix.protocol.names import PHOTO_MODELS, TENSOR_MODEL
 
 # What a status means when the text says nothing more. Every gRPC status but OK is here.
 STATUS_ERRORS: Mapping[str, type[PikFixError]] = MappingProxyType(
@@ -193,7 +193,7 @@ def map_error(status: str | None, text: str | None, *, model: str | None, url: s
     own = _STEP.search(message)
     if own is not None and own["code"] in CODE_ERRORS:
         kind = CODE_ERRORS[own["code"]]
-        if kind is InvalidTensorError and model == PHOTO_MODEL:
+        if kind is InvalidTensorError and model in PHOTO_MODELS.values():
             # The caller sent a file; a bad tensor behind it is a step's fault.
             kind = StepFailedError
         return kind(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pikfix.client._errors import (
+    InvalidOptionsError,
     InvalidResponseError,
     InvalidTensorError,
     MessageTooLargeError,
@@ -30,7 +31,7 @@ from pikfix.client._options import Timeout
 from pikfix.client._results import ModelStatus, RestoredPhoto, ServerInfo
 from pikfix.client._transport import triton
 from pikfix.protocol.deadline import deadline_in
-from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
+from pikfix.protocol.names import DEFAULT_SYSTEM, PHOTO_MODELS, TENSOR_MODEL
 from pikfix.protocol.report import Report, ReportError
 
 # Names, shapes and parameters around the contents of a message.
@@ -46,12 +47,14 @@ class Request:
         inputs: tritonclient's inputs.
         outputs: tritonclient's requested outputs.
         notes: what the caller's picture held and the request does not, for the report.
+        here: whether the caller's picture was in memory, and has no file format of its own.
     """
 
     model: str
     inputs: list[Any]
     outputs: list[Any]
     notes: tuple[str, ...] = ()
+    here: bool = False
 
 
 def _bytes_input(name: str, values: Sequence[bytes]) -> Any:
@@ -78,21 +81,35 @@ def photo_request(
     options: Mapping[str, Any],
     *,
     limit: int,
+    system: str = DEFAULT_SYSTEM,
+    mask: PhotoLike | None = None,
 ) -> Request:
-    """Return the request to ``pikfix_photo``; see ``PikFixClient.restore``."""
+    """Return the request to a system's model for files; see ``PikFixClient.restore``."""
+    model = PHOTO_MODELS[system]
+    if mask is not None and system == DEFAULT_SYSTEM:
+        raise InvalidOptionsError(f"the system {system} takes no mask; leave it out")
+    none = reference is None or (isinstance(reference, (list, tuple)) and not reference)
+    if not none and system != DEFAULT_SYSTEM:
+        raise InvalidOptionsError(
+            f"the system {system} adds no colours and takes no reference; leave it out, or ask for"
+            f" system='{system}+{DEFAULT_SYSTEM}'"
+        )
     asked = check_options(options)
     encoded = encode_photo(photo)
     if encoded.here and asked.format is None:
         # The caller's picture was in memory and has no file format of its own.
         asked = replace(asked, format="png")
     references = encode_references(reference)
-    _check_size([len(encoded.data), *map(len, references)], limit, PHOTO_MODEL)
+    masks = [] if mask is None else [encode_photo(mask).data]
+    _check_size([len(encoded.data), *map(len, (*references, *masks))], limit, model)
     inputs = [_bytes_input("photo", [encoded.data])]
     if references:
         inputs.append(_bytes_input("reference", references))
+    if masks:
+        inputs.append(_bytes_input("mask", masks))
     inputs.append(_bytes_input("options", [asked.to_json()]))
     outputs = [triton.InferRequestedOutput(name) for name in ("result", "report")]
-    return Request(PHOTO_MODEL, inputs, outputs, encoded.notes)
+    return Request(model, inputs, outputs, encoded.notes, encoded.here)
 
 
 def tensor_request(
@@ -136,29 +153,29 @@ def _output(answer: Any, name: str, model: str, url: str) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
-def photo_result(answer: Any, url: str, notes: tuple[str, ...] = ()) -> RestoredPhoto:
-    """Return the answer of ``pikfix_photo``, its report's warnings after those of the request.
+def photo_result(answer: Any, url: str, request: Request) -> RestoredPhoto:
+    """Return the answer to a request with a photo, its warnings after those of the request.
 
     Raises:
         InvalidResponseError: an output is missing, empty or not what the contract says.
     """
     values = []
     for name in ("result", "report"):
-        array = _output(answer, name, PHOTO_MODEL, url)
+        array = _output(answer, name, request.model, url)
         if array.size != 1 or not isinstance(array.flat[0], bytes) or not array.flat[0]:
             raise InvalidResponseError(
                 f"the output {name} must be one non-empty file, got shape {list(array.shape)} "
                 f"of {array.dtype}",
-                model=PHOTO_MODEL,
+                model=request.model,
                 url=url,
             )
         values.append(array.flat[0])
     try:
         report = Report.from_json(values[1])
     except ReportError as cause:
-        raise InvalidResponseError(str(cause), model=PHOTO_MODEL, url=url) from cause
-    if notes:
-        report = replace(report, warnings=(*notes, *report.warnings))
+        raise InvalidResponseError(str(cause), model=request.model, url=url) from cause
+    if request.notes:
+        report = replace(report, warnings=(*request.notes, *report.warnings))
     return RestoredPhoto(data=values[0], report=report)
 
 
@@ -183,15 +200,19 @@ def tensor_result(
     return restored_l.copy(), ab.copy()
 
 
-def why_not_ready(url: str, index: Any) -> ServerError:
+def why_not_ready(url: str, index: Any, model: str) -> ServerError:
     """Return what the repository's index says about a photo model that is not ready."""
     for one in index.models:
-        if one.name == PHOTO_MODEL:
+        if one.name == model:
             state = ": ".join(text for text in (one.state, one.reason) if text)
             return ServerNotReadyError(
-                f"the model is not ready ({state or 'never loaded'})", model=PHOTO_MODEL, url=url
+                f"the model is not ready ({state or 'never loaded'})", model=model, url=url
             )
-    return ModelNotFoundError("the server has no such model", model=PHOTO_MODEL, url=url)
+    names = {one.name for one in index.models}
+    names = {one.name for one in index.models}
+    there = [system for system, photos in PHOTO_MODELS.items() if photos in names]
+    of = f" (its systems: {', '.join(there)})" if there else ""
+    return ModelNotFoundError(f"the server has no such model{of}", model=model, url=url)
 
 
 def server_information(url: str, metadata: Any, index: Any) -> ServerInfo:

@@ -23,7 +23,13 @@ from pikfix.systems.pikfix.networks.tone import Tone
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-_HALF: tuple[Callable[..., Any], ...] = (F.conv2d, torch.conv2d, F.linear)
+_HALF: tuple[Callable[..., Any], ...] = (
+    F.conv2d,
+    torch.conv2d,
+    F.conv_transpose2d,
+    torch.conv_transpose2d,
+    F.linear,
+)
 
 _WARP = "pikfix::correlation_warp"
 _FLOAT32_OPERATORS = (_WARP, "pikfix::center_normalize", "pikfix::sphist")
@@ -107,7 +113,7 @@ class MixedPrecision(nn.Module):
             p for tone in self.module.modules() if isinstance(tone, Tone) for p in tone.modules()
         }
         for layer in self.module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in kept:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and layer not in kept:
                 layer.to(DTYPES[precision])
         self._half_warp = half_warp
 

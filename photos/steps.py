@@ -45,6 +45,7 @@ LEFT_AS_IT_IS = (
     'looks like text or a drawing: left as it is; send {"force_photo": true} (--force-photo) to '
     "restore it all the same"
 )
+NOTHING_DONE = "left as it is: strength is 0 and no colours are added"
 BORDER_KEPT = (
     'has a border, which is left as it is: only the photo within was restored; send {"force_photo"'
     ": true} (--force-photo) to restore all of it"
@@ -469,7 +470,7 @@ def take_notes(
         and not (keep and options.color_strength < 1)
     ):
         kept = Kept.of(stored, Content())
-        warnings.append("left as it is: strength is 0 and no colours are added")
+        warnings.append(NOTHING_DONE)
     again = (keep and not translated) or options.strength < 1
     again = again and (kept is None or kept.place is not None)
     return PhotoNotes(

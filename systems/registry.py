@@ -10,8 +10,8 @@ from pikfix.systems.base import Model, System, TensorSpec
 
 SYSTEMS = {
     "pikfix": "pikfix.systems.pikfix",
-    "latent": "pikfix.systems.latent",
     "damage": "pikfix.systems.damage",
+    "latent": "pikfix.systems.latent",
     "faces": "pikfix.systems.latent.faces.system",
 }
 """Where the `SYSTEM` of each name is declared."""

@@ -463,3 +463,50 @@ def test_a_progress_bar_on_a_terminal(server, picture, tmp_path):
     assert "3/3" in shown.decode()
     assert len(out.splitlines()) == 3
     assert "\x1b" not in out
+
+
+def test_a_system_and_a_mask_are_passed_on(restore, server, fake, picture, tmp_path):
+    server.models["latent_photo"] = "READY"
+    server.answer = fake.answer_photo
+    photo, mask = picture(tmp_path / "a.png"), picture(tmp_path / "mask.png", seed=3)
+    done = restore(photo, "-o", tmp_path / "out", "--system", "latent", "--mask", mask)
+    assert done.returncode == 0, done.stderr
+    (request,) = server.requests
+    assert request.model_name == "latent_photo"
+    assert fake.inputs_of(request)["mask"].item() == mask.read_bytes()
+    beside = json.loads((tmp_path / "out/a.png.pikfix.json").read_text())
+    assert beside["options"]["system"] == "latent"
+
+
+def test_a_server_without_the_system_is_told_before_any_photo(restore, server, picture, tmp_path):
+    photo = picture(tmp_path / "a.png")
+    done = restore(photo, "-o", tmp_path / "out", "--system", "latent+pikfix")
+    assert done.returncode == 1
+    assert "latent_photo at" in done.stderr
+    assert "the server has no such model (its systems: pikfix)" in done.stderr
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--system", "latent", "--reference", "a.png"), "--system latent adds no colours"),
+        (("--system", "latent", "--force-color"), "--system latent adds no colours"),
+        (("--mask", "a.png"), "--mask is for --system latent"),
+        (("--system", "other"), "'other' is not one of"),
+    ],
+)
+def test_what_a_system_cannot_do_is_wrong_usage(
+    restore, server, picture, tmp_path, words, complaint
+):
+    done = restore(picture(tmp_path / "a.png"), "-o", tmp_path / "out", *words)
+    assert done.returncode == 2
+    assert complaint in " ".join(done.stderr.split())
+    assert server.requests == []
+
+
+def test_a_mask_is_of_one_photo(restore, server, picture, tmp_path):
+    photos = [picture(tmp_path / f"{name}.png") for name in "ab"]
+    done = restore(*photos, "-o", tmp_path / "out", "--system", "latent", "--mask", photos[0])
+    assert done.returncode == 2
+    assert "--mask is of one photo, and 2 are to be restored" in done.stderr
