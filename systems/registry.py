@@ -11,7 +11,7 @@ from pikfix.systems.base import Model, System, TensorSpec
 SYSTEMS = {
     "pikfix": "pikfix.systems.pikfix",
     "damage": "pikfix.systems.damage",
-    "latent": "pikfix.systems.latent",
+    "latent": "pikfix.systems.latent.system",
     "faces": "pikfix.systems.latent.faces.system",
 }
 """Where the `SYSTEM` of each name is declared."""

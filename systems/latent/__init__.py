@@ -1,5 +1,4 @@
-"""Old photo restoration via deep latent space translation (Wan et al., 2020)."""
+"""Old photo restoration via deep latent space translation (Wan et al., 2020).
 
-from pikfix.systems.latent.system import SYSTEM
-
-__all__ = ["SYSTEM"]
+The declaration is in `system`: importing this package alone, as for faces, loads no torch.
+"""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released_latent import ReleasedPatch, ReleasedQuality, ReleasedScratch, ReleasedVae
 from released_networks import ReleasedDetector, ReleasedFaces, trained
 from released_torchvision import ReleasedResNet34, ReleasedVgg
 
@@ -19,6 +20,7 @@ from pikfix.references.backbone import load_backbone
 from pikfix.systems.checkpoint import load
 from pikfix.systems.damage import released as damage
 from pikfix.systems.latent.faces import generator
+from pikfix.systems.latent.networks import config as latent_config
 from pikfix.systems.pikfix import networks
 
 WIDTHS = (4, 6, 8)
@@ -34,18 +36,25 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     whole = replace(networks.PRESETS["compact"], name="paper", damage=None, backbone_width=4)
     whole = replace(whole, backbone_blocks=(3, 4, 6, 3))
     monkeypatch.setitem(networks.PRESETS, "paper", whole)
+    narrow = {"vae_channels": 4, "mapping_channels": 8, "attention_channels": 8}
+    latent = replace(latent_config.PRESETS["paper"], **narrow)
+    monkeypatch.setitem(latent_config.PRESETS, "paper", latent)
     makers = {
         "FT_Epoch_latest.pt": lambda: {
             "model_state": trained(ReleasedDetector, WIDTHS).state_dict(),
             "optimizer_state": {"param_groups": [{"lr": 1e-4}]},
         },
         "latest_net_G.pth": lambda: trained(ReleasedFaces, 4, 6).state_dict(),
+        "vae.pth": lambda: trained(ReleasedVae, 4).state_dict(),
+        "quality.pth": lambda: trained(ReleasedQuality, 4, 8).state_dict(),
+        "scratch.pth": lambda: trained(ReleasedScratch, 4, 8).state_dict(),
+        "patch.pth": lambda: trained(ReleasedPatch, 4, 8).state_dict(),
         "resnet34.pth": lambda: trained(ReleasedResNet34, 4).state_dict(),
         "vgg19.pth": lambda: trained(ReleasedVgg).state_dict(),
     }
 
-    def write(name: str, folder: str = ".") -> Path:
-        path = tmp_path / folder / name
+    def write(name: str, folder: str = ".", called: str = "") -> Path:
+        path = tmp_path / folder / (called or name)
         path.parent.mkdir(exist_ok=True)
         torch.save(makers[name](), path)
         return path
@@ -108,6 +117,56 @@ def test_vgg19_becomes_a_file_of_features(
     assert main(["import", str(files("vgg19.pth")), "-o", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: vgg19\n"
     assert load_backbone(out).kind == "vgg19"
+
+
+LATENT = [
+    ("mapping_quality", "quality.pth", "VAE_B_quality", "quality"),
+    ("mapping_scratch", "scratch.pth", "VAE_B_scratch", "scratch"),
+    ("mapping_Patch_Attention", "patch.pth", "VAE_B_scratch", "patch"),
+]
+
+
+@pytest.mark.parametrize(("folder", "name", "clean", "variant"), LATENT)
+def test_both_vaes_and_a_mapping_become_one_checkpoint(
+    files: Files, tmp_path: Path, folder: str, name: str, clean: str, variant: str
+) -> None:
+    out = tmp_path / "latent.safetensors"
+    given = [
+        files(name, folder, "latest_net_mapping_net.pth"),
+        files("vae.pth", clean, "latest_net_G.pth"),
+        files("vae.pth", "VAE_A_quality", "latest_net_G.pth"),
+        files("FT_Epoch_latest.pt"),
+    ]
+    # The names that are told apart by their folder are not told apart by the order.
+    state = torch.load(given[1], weights_only=True)
+    state["encoder.1.bias"] += 1
+    torch.save(state, given[1])
+    assert main(["import", *map(str, given), "-o", str(out)]) == 0
+    loaded = load(out)
+    assert (loaded.system.name, loaded.config.mapping) == ("latent", variant)
+    assert loaded.config.damage == damage.CONFIG
+    old, clean_vae = loaded.model.vae_old, loaded.model.vae_clean
+    assert torch.equal(clean_vae.encoder.stem.bias, old.encoder.stem.bias + 1)
+    sources = json.loads(loaded.metadata["imported"])
+    assert [s["part"] for s in sources] == ["mapping", "vae_clean", "vae_old", "damage"]
+    assert main(["import", *map(str, given[:3]), "-o", str(out)]) == 0
+    assert load(out).config.damage is None
+
+
+def test_what_lacks_or_does_not_belong_together_is_named(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.safetensors"
+    mapping = str(files("scratch.pth", "mapping_scratch"))
+    old = str(files("vae.pth", "VAE_A_quality"))
+    quality, nameless = str(files("vae.pth", "VAE_B_quality")), str(files("vae.pth", "x"))
+    said = refused([mapping, old], capsys, out)
+    assert "latent needs Wan et al.'s VAE_B as well: give all its files at once" in said
+    assert "mapping_quality or Wan et al.'s mapping_scratch or" in refused([old], capsys, out)
+    said = refused([mapping, old, quality], capsys, out)
+    assert "was not trained with VAE_B_quality" in said
+    said = refused([mapping, old, nameless], capsys, out)
+    assert "let the name of the file or of its folder have VAE_A or VAE_B in it" in said
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str], out: Path) -> str:
