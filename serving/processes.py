@@ -1,76 +1,50 @@
-"""Processes of a running server, read from /proc: who its children are and how much they hold."""
+"""Processes of a running server: who its children are and how much they hold."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 _STUB = "triton_python_b"  # the kernel keeps 15 characters of a process's name
 # Words of a stub's command line: path, model file, region, two sizes, parent, location, offset,
 # instance name, runtime folder.
 _INSTANCE_WORD = 8
-# Of /proc/net/tcp: the state of a listening socket, and the inode's place behind the state.
-_LISTEN = "0A"
-_INODE_FIELD = 5
 _EXIT_CODE_FIELD = 49  # the 52nd of /proc/PID/stat, counted from the state
 
 
-@dataclass(frozen=True)
-class Process:
-    """One process: its number, its parent's, its name and its state letter."""
-
-    pid: int
-    parent: int
-    name: str
-    state: str
-
-
-def processes() -> Iterator[Process]:
-    """Every process of the system that can be read."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            text = (entry / "stat").read_text()
-        except OSError:
-            continue  # it ended in between
-        name = text[text.index("(") + 1 : text.rindex(")")]
-        fields = text[text.rindex(")") + 2 :].split()
-        yield Process(int(entry.name), int(fields[1]), name, fields[0])
-
-
-def children(pid: int) -> list[Process]:
-    """Living children of a process."""
-    return [p for p in processes() if p.parent == pid and p.state != "Z"]
-
-
-def descendants(pid: int) -> list[Process]:
-    """Living children of a process, their children, and so on."""
-    everyone = [p for p in processes() if p.state != "Z"]
-    found: list[Process] = []
-    parents = {pid}
-    while parents:
-        level = [p for p in everyone if p.parent in parents]
-        found += level
-        parents = {p.pid for p in level}
+def _below(pid: int, *, dead: bool = False, recursive: bool = False) -> list[psutil.Process]:
+    """Children of a process, living ones or those that it has not noticed to have ended."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=recursive):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
+                if (process.status() == psutil.STATUS_ZOMBIE) == dead:
+                    found.append(process)
     return found
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Living children of a process."""
+    return _below(pid)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process, its living children, their children, and so on."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [psutil.Process(pid), *_below(pid, recursive=True)]
+    return []
 
 
 def stubs(server_pid: int) -> dict[int, str]:
     """Python stubs of a tritonserver: process number -> model instance (as in `restore_0_0`)."""
     found = {}
     for process in children(server_pid):
-        if process.name != _STUB:
-            continue
-        try:
-            words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if len(words) > _INSTANCE_WORD:
-            found[process.pid] = words[_INSTANCE_WORD].decode()
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if _name(process) == _STUB and len(words := process.cmdline()) > _INSTANCE_WORD:
+                found[process.pid] = words[_INSTANCE_WORD]
     return found
 
 
@@ -80,63 +54,51 @@ def dead_stubs(server_pid: int) -> dict[int, int]:
     The stub's shell counts as one: what cannot be started ends as `bash`.
     """
     found = {}
-    for process in processes():
-        if process.parent != server_pid or process.state != "Z":
-            continue
-        if process.name not in (_STUB, "bash"):
-            continue
-        try:
-            text = Path(f"/proc/{process.pid}/stat").read_text()
-        except OSError:
-            continue  # reaped in between
-        found[process.pid] = int(text[text.rindex(")") + 2 :].split()[_EXIT_CODE_FIELD])
+    for process in _below(server_pid, dead=True):
+        # psutil does not tell how a process ended.
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if _name(process) in (_STUB, "bash"):
+                text = Path(f"/proc/{process.pid}/stat").read_text()
+                found[process.pid] = int(text[text.rindex(")") + 2 :].split()[_EXIT_CODE_FIELD])
     return found
 
 
-def listening_ports(pids: list[int]) -> set[int]:
+def _name(process: psutil.Process) -> str:
+    """The name as the kernel keeps it; psutil completes it from the command line."""
+    return str(process.name())[: len(_STUB)]
+
+
+def listening_ports(processes: Iterable[psutil.Process]) -> set[int]:
     """TCP ports on which one of the processes listens."""
-    sockets = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    sockets.add(str(entry.readlink()))
     ports = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                _, local, _, state, *rest = line.split()
-                if state == _LISTEN and f"socket:[{rest[_INODE_FIELD]}]" in sockets:
-                    ports.add(int(local.rpartition(":")[2], 16))
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            for socket in process.net_connections("tcp"):
+                if socket.status == psutil.CONN_LISTEN:
+                    ports.add(socket.laddr.port)
     return ports
 
 
-def peak_memory(pids: list[int]) -> int:
+def peak_memory(processes: Iterable[psutil.Process]) -> int:
     """Sum of the processes' peak resident sizes in bytes.
 
     An upper bound of their joint peak: the peaks need not fall together, and shared memory
     counts once per process.
     """
     total = 0
-    for pid in pids:
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-        for line in status.splitlines():
-            if line.startswith("VmHWM:"):
-                total += int(line.split()[1]) * 1024
+    for process in processes:
+        with contextlib.suppress(OSError):  # psutil has today's size alone
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    total += int(line.split()[1]) * 1024
     return total
 
 
-def cpu_seconds(pids: list[int]) -> float:
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
     """Processor time that the processes have used, user and system."""
-    ticks = 0
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            continue
-        fields = text[text.rindex(")") + 2 :].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds

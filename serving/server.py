@@ -131,16 +131,12 @@ class RunningServer:
     def peak_memory(self) -> int:
         """Upper bound of what server and steps together have ever held, in bytes."""
         pid = self.server_pid
-        if pid is None:
-            return 0
-        return processes.peak_memory([pid, *(p.pid for p in processes.descendants(pid))])
+        return 0 if pid is None else processes.peak_memory(processes.tree(pid))
 
     def cpu_seconds(self) -> float:
         """Processor time that server and steps have used since their start."""
         pid = self.server_pid
-        if pid is None:
-            return 0.0
-        return processes.cpu_seconds([pid, *(p.pid for p in processes.descendants(pid))])
+        return 0.0 if pid is None else processes.cpu_seconds(processes.tree(pid))
 
     def is_running(self) -> bool:
         """Whether the server's process lives; it may still be unable to answer."""
@@ -323,8 +319,7 @@ class RunningServer:
         if pid is None:
             return False
         wanted = {endpoint.port for endpoint in Arguments(self._flags()).endpoints(self.address)}
-        pids = [pid, *(process.pid for process in processes.descendants(pid))]
-        return wanted <= processes.listening_ports(pids)
+        return wanted <= processes.listening_ports(processes.tree(pid))
 
     def _is_ready(self) -> bool:
         # gRPC would wait longer and longer between its attempts to connect.

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Sequence
 
-from pikfix.serving import processes
 from pikfix.serving.arguments import Endpoint
 
 # How often to look, and how long a dead stub may stay unreaped: the server reaps those whose
@@ -37,6 +36,9 @@ class StartWatch:
         """One line on a stub that has died; None while there is none."""
         if self.over:
             return None
+        # Not above: what no package is installed for is to be said in one line.
+        from pikfix.serving import processes  # noqa: PLC0415
+
         self._names |= processes.stubs(self._server)
         dead = processes.dead_stubs(self._server)
         now = time.monotonic()

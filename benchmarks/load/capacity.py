@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import re
 import sys
 import threading
@@ -17,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import (
@@ -33,7 +36,7 @@ from open_loop import Outcome, run_open_loop
 
 from photos import MIX, Mix
 from pikfix.client import AsyncPikFixClient, Retry
-from pikfix.serving.processes import descendants
+from pikfix.serving.processes import tree
 from pikfix.serving.server import RunningServer, start_server
 
 
@@ -61,10 +64,12 @@ class Memory:
             if pid is None:
                 self.samples.append({"t": time.monotonic() - self._start, "down": 1.0})
                 continue
-            sample = {"t": time.monotonic() - self._start, "server": _megabytes(pid)}
-            names = self._server.stubs()
-            for process in descendants(pid):
-                sample[names.get(process.pid, process.name)] = _megabytes(process.pid)
+            sample = {"t": time.monotonic() - self._start}
+            names = {pid: "server", **self._server.stubs()}
+            for process in tree(pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    name = names.get(process.pid) or process.name()
+                    sample[name] = _megabytes(process.pid)
             regions = Path("/dev/shm").glob("pikfix-*")
             sample["/dev/shm"] = sum(path.stat().st_blocks for path in regions) / 2048
             self.samples.append(sample)
