@@ -16,11 +16,11 @@ from pikfix.cli.choices import Device
 from pikfix.cli.problems import INTERRUPTED, UsageError
 from pikfix.systems.pikfix.training.config import SUBNETS, TERMS, ColorInput, preset
 from pikfix.systems.pikfix.training.run import train
-from pikfix.systems.registry import system_of
+from pikfix.systems.registry import SYSTEMS, system_of
 from pikfix.training.config import Precision, Schedule
 from pikfix.training.loop import Budget
 from pikfix.training.run import RunOptions, usual_precision
-from pikfix.training.stage_run import StageConfig, train_stage
+from pikfix.training.stage_run import StageConfig, stage_kind, train_stage
 
 
 class Preset(str, Enum):
@@ -82,13 +82,24 @@ def command(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rate.")] = None,
     system: Annotated[
-        str, typer.Option(help="What is trained; damage finds and fills cracks and stains.")
+        str,
+        typer.Option(
+            help="What is trained; damage finds and fills cracks and stains, latent translates."
+        ),
     ] = "pikfix",
     stage: Annotated[
-        str | None, typer.Option(help="Of another system than pikfix: detector or filler.")
+        str | None,
+        typer.Option(
+            help="Of another system than pikfix: detector or filler of damage; vae_old, vae_clean "
+            "or mapping of latent."
+        ),
     ] = None,
     stamps: Annotated[
         Path | None, typer.Option(help="Folder of pictures of dirt, for the system damage.")
+    ] = None,
+    old_photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real old photos, for the stage vae_old of the system latent."),
     ] = None,
     parts: Annotated[
         str,
@@ -150,6 +161,7 @@ def command(
         photos=photos,
         folder=out,
         validation=val,
+        old_photos=old_photos,
         feature_weights=feature_weights,
         neighbours=neighbours,
         init=tuple(_origin(word, system) for word in init or []),
@@ -168,8 +180,10 @@ def command(
     }
     try:
         if system == "pikfix":
-            if stage is not None or stamps is not None:
-                raise UsageError("--stage and --stamps go with another --system, such as damage")
+            if stage is not None or stamps is not None or old_photos is not None:
+                raise UsageError(
+                    "--stage, --stamps and --old-photos go with another --system, such as damage"
+                )
             config = preset(name.value)
             config = dataclasses.replace(
                 config,
@@ -183,10 +197,10 @@ def command(
             )
             run = functools.partial(train, config, options)
         else:
-            if loss or data or color_input or feature_weights or neighbours:
+            if loss or data or color_input or neighbours:
                 raise UsageError(
-                    "--loss, --data, --color-input, --feature-weights and --neighbours go with "
-                    "--system pikfix alone: leave them out"
+                    "--loss, --data, --color-input and --neighbours go with --system pikfix alone: "
+                    "leave them out"
                 )
             kind = system_of(system).stage(stage)
             plan = StageConfig(
@@ -197,6 +211,7 @@ def command(
                 seed=seed,
             )
             plan = plan if crop is None else dataclasses.replace(plan, crop=crop)
+            stage_kind(plan, options, stamps)
             run = functools.partial(train_stage, plan, options, stamps)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -218,7 +233,9 @@ def _preset(system: str, name: str) -> Any:
 def _origin(word: str, system: str) -> tuple[str | None, Path]:
     """Split `[SUBNET=]CHECKPOINT`; a stage of another system has the name of what it trains."""
     part, equals, path = word.partition("=")
-    if equals and part in (SUBNETS if system == "pikfix" else system_of(system).stages):
+    if equals and part in (
+        SUBNETS if system == "pikfix" else (*system_of(system).stages, *SYSTEMS)
+    ):
         return part, Path(path)
     return None, Path(word)
 

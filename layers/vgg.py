@@ -16,13 +16,20 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 VGG19_TAPS: Mapping[str, int] = {
+    "relu1_1": 1,
     "relu1_2": 3,
+    "relu2_1": 6,
     "relu2_2": 8,
+    "relu3_1": 11,
     "relu3_2": 13,
+    "relu4_1": 20,
     "relu4_2": 22,
+    "relu5_1": 29,
     "relu5_2": 31,
 }
 """Positions in torchvision's `features` of the activations that perceptual measures take."""
+
+_USUAL_TAPS = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
 
 
 class Vgg19Features(nn.Module):
@@ -35,7 +42,7 @@ class Vgg19Features(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, taps: Sequence[str] = tuple(VGG19_TAPS)) -> None:
+    def __init__(self, taps: Sequence[str] = _USUAL_TAPS) -> None:
         super().__init__()
         self._taps = tuple(VGG19_TAPS[name] for name in taps)
         layers: list[nn.Module] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +30,22 @@ class FeatureNet(nn.Module):
         raise NotImplementedError
 
 
+PERCEPTUAL_TAPS = ("relu2_2", "relu3_2", "relu4_2", "relu5_2")
+"""Of Pik-Fix's perceptual loss."""
+
+
 class Vgg19(Vgg19Features, FeatureNet):
-    """VGG-19's activations of the published perceptual loss, relu2_2 to relu5_2."""
+    """VGG-19's activations of a perceptual loss.
+
+    Args:
+        taps: their names, from shallow to deep.
+    """
 
     relative = False
     channels = 512
 
-    def __init__(self) -> None:
-        super().__init__(("relu2_2", "relu3_2", "relu4_2", "relu5_2"))
+    def __init__(self, taps: Sequence[str] = PERCEPTUAL_TAPS) -> None:
+        super().__init__(taps)
 
 
 class _Fire(nn.Module):
@@ -94,11 +103,12 @@ def _pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
 
-def load_feature_net(path: Path) -> FeatureNet:
+def load_feature_net(path: Path, taps: Sequence[str] = PERCEPTUAL_TAPS) -> FeatureNet:
     """Load a frozen feature net; the parameter names tell which one it is.
 
     Args:
         path: safetensors, or a PyTorch state dict (loaded without executing anything).
+        taps: what a VGG-19 answers.
 
     Raises:
         TrainingError: the file cannot be read or is neither VGG-19 nor SqueezeNet 1.1.
@@ -117,8 +127,8 @@ def load_feature_net(path: Path) -> FeatureNet:
     if "fire2.squeeze1x1.weight" in state:
         net: FeatureNet = SqueezeNet()
     elif "features.0.weight" in state:
-        net = Vgg19()
-        # The classifier and relu5_3, relu5_4 are not used.
+        net = Vgg19(taps)
+        # The classifier and what lies behind the last tap are not used.
         own = net.state_dict()
         state = {name: value for name, value in state.items() if name in own}
     else:

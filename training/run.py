@@ -34,6 +34,7 @@ class RunOptions:
     """The places of a run's material, and its devices; nothing here changes what it computes.
 
     photos: folder of colour photos.
+    old_photos: folder of real old photos, or None.
     folder: of the run; made when missing.
     validation: folder of photos that are not trained on, or None.
     feature_weights: of a frozen feature net, or None.
@@ -48,6 +49,7 @@ class RunOptions:
     photos: Path
     folder: Path
     validation: Path | None = None
+    old_photos: Path | None = None
     feature_weights: Path | None = None
     neighbours: Path | None = None
     init: tuple[tuple[str | None, Path], ...] = ()

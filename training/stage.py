@@ -50,6 +50,8 @@ class Stage:
     photos: how many an epoch has.
     needs_colors: whether photos without colours are of no use to it.
     measures: what `validate` measures; empty where it measures nothing.
+    takes: what it uses of the material that a run may have besides: "stamps", "old_photos",
+        "feature_weights".
     """
 
     name: str
@@ -62,6 +64,7 @@ class Stage:
     photos: int
     needs_colors: bool = True
     measures: Sequence[str] = ()
+    takes: Sequence[str] = ()
 
     def parameters(self) -> list[nn.Parameter]:
         """The network's parameters that are trained; the others are frozen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,10 @@ class Material:
     config: of the run.
     batch: samples of this process.
     rank: of this process.
+    old: real old photos, or None.
+    features: a frozen feature net's file, or None.
+    started_from: the checkpoints that the run began from, each after the part that it gave, or
+        after `all`.
     """
 
     network: Any
@@ -91,15 +96,40 @@ class Material:
     config: StageConfig
     batch: int
     rank: int = 0
+    old: PhotoStore | None = None
+    features: Path | None = None
+    started_from: Sequence[str] = ()
 
 
 class StageType(Protocol):
     """What a system names as a stage: it makes one of its material."""
 
     needs_colors: bool
+    takes: Sequence[str]
 
     def __call__(self, material: Material) -> Stage:
         """The stage."""
+
+
+def stage_kind(config: StageConfig, options: RunOptions, stamps: Path | None) -> StageType:
+    """What makes the stage of a run.
+
+    Raises:
+        ValueError: there is no such system or stage, or it has no use for what is given.
+    """
+    kind: StageType = system_of(config.system).stage(config.stage)
+    given = {
+        "stamps": stamps,
+        "old_photos": options.old_photos,
+        "feature_weights": options.feature_weights,
+    }
+    for name, path in given.items():
+        if path is not None and name not in kind.takes:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"{config.system} has no use for --{option} in {config.stage}: leave it out"
+            )
+    return kind
 
 
 def train_stage(
@@ -111,10 +141,10 @@ def train_stage(
     """Train or resume a stage of a system.
 
     Raises:
-        ValueError: there is no such system or stage.
+        ValueError: there is no such system or stage, or it has no use for what is given.
         TrainingError: it cannot start or go on; the message says what to do.
     """
-    kind = system_of(config.system).stage(config.stage)
+    kind = stage_kind(config, options, stamps)
     state, warnings = check(config, options)
     reporter = reporter or Reporter(options.budget.steps, options.budget.minutes)
     try:
@@ -141,8 +171,13 @@ def _run(
     store = open_photos(options.photos, config.side, options.cache, grey=grey)
     tell_skipped(options.photos, store, say)
     validation = open_validation(options, config.side, say, grey=grey)
+    old = None
+    if options.old_photos is not None:
+        old = open_photos(options.old_photos, config.side, grey=True)
+        tell_skipped(options.old_photos, old, say)
     facts = {
         "photos": store.fingerprint,
+        **({} if old is None else {"old_photos": old.fingerprint}),
         "stamps": None if stamps is None else stamps.name,
         "devices": options.devices,
         "started_from": started_from(options, state),
@@ -153,7 +188,7 @@ def _run(
     network = system.build(system.config_type.from_dict(config.network))
     if not options.resume:
         for part, path in options.init:
-            start_from(network, loaded(path, system.name), part, path)
+            start_from(network, loaded(path, system.name, part), part, path)
     stage = kind(
         Material(
             network,
@@ -163,6 +198,9 @@ def _run(
             config,
             config.optimizer.batch // options.devices,
             fabric.global_rank,
+            old,
+            options.feature_weights,
+            started_from(options, state),
         )
     )
     return run_stage(stage, config, options, state, facts, fabric=fabric, reporter=reporter)

@@ -141,6 +141,7 @@ class DamageStage(Stage):
 
     network: Damage
     needs_colors = False
+    takes = ("stamps",)
     part: str
     samples = SampleConfig()
     optimizer = OptimizerConfig(

@@ -38,5 +38,10 @@ SYSTEM = System(
     ensembles=ENSEMBLES,
     sample_inputs=sample_inputs,
     presets=PRESETS,
+    stages={
+        "vae_old": "pikfix.systems.latent.stages:VaeOld",
+        "vae_clean": "pikfix.systems.latent.stages:VaeClean",
+        "mapping": "pikfix.systems.latent.stages:MappingStage",
+    },
     releases="pikfix.systems.latent.released:RELEASES",
 )
