@@ -176,7 +176,7 @@ def test_wrong_usage_of_a_stage(photo_folder, tmp_path, capsys, words, message):
 
 def test_stages_belong_to_their_system(photo_folder, tmp_path, capsys):
     assert _train(photo_folder, tmp_path / "run", "--stage", "detector") == 2
-    assert "--stage and --stamps go with another --system" in capsys.readouterr().err
+    assert "--stage, --stamps and --old-photos go with another --system" in capsys.readouterr().err
     words = ("--stage", "detector", "--steps", "1", "--stamps", str(tmp_path))
     assert _train_damage(photo_folder, tmp_path / "run", *words) == 1
     assert "holds no stamps" in capsys.readouterr().err
