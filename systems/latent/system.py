@@ -43,5 +43,6 @@ SYSTEM = System(
         "vae_clean": "pikfix.systems.latent.stages:VaeClean",
         "mapping": "pikfix.systems.latent.stages:MappingStage",
     },
+    protocols={"translate": "pikfix.systems.latent.protocols:Translate"},
     releases="pikfix.systems.latent.released:RELEASES",
 )
