@@ -11,6 +11,9 @@ Inputs, with a batch dimension B, of which a system sends its own:
 Outputs:
     result  BYTES [B, 1]   encoded pictures of the photos' own sizes
     report  BYTES [B, 1]   JSON objects
+Where the repository holds a generator of faces (`draw_faces`), those of restored_rgb are drawn anew
+by it: this step has the whole photo, without padding, and writes what was done into the report.
+
 The report names the networks by the manifest that export writes into the repository. What was done
 to a photo is entered into its XMP packet, see pikfix.photos.provenance.
 
@@ -50,6 +53,7 @@ from pikfix.photos.rgb import photo_rgb, rgb_levels
 from pikfix.photos.steps import PhotoNotes, check_deadline
 from pikfix.protocol.names import ANSWERS, DEFAULT_SYSTEM
 from pikfix.protocol.report import ReferenceUse, Report, ResultInfo, StepSeconds
+from pikfix.systems.latent.faces.served import ServedFaces
 
 STEP = "encode_photo"
 CONFIDENCES = tuple(f"confidence_{level}" for level in range(1, 5))
@@ -68,7 +72,9 @@ class TritonPythonModel:
         """Read which networks the repository holds."""
         self._memory = KeptMemory()
         self._in_flight = InFlight.of_this_server()
-        self.models = _models(Path(args["model_repository"]).parent)
+        repository = Path(args["model_repository"]).parent
+        self.models = _models(repository)
+        self._faces = ServedFaces.of(repository, pb_utils)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own."""
@@ -125,8 +131,9 @@ class TritonPythonModel:
             networks = max(arrived - notes.decoded_at, 0.0)
             started = time.time()
             maps = [confidence[number, 0] for confidence in confidences]
+            confidence, faces = None, None
             if ab is None:
-                pixels, confidence = self._translated(restored[number], notes), None
+                pixels, faces = self._translated(restored[number], notes)
             else:
                 light = restored[number, 0]
                 pixels, confidence = self._colorized(light, ab[number], maps, notes)
@@ -145,7 +152,7 @@ class TritonPythonModel:
                 damaged_share=damaged,
                 seconds=seconds,
                 system=system,
-                faces=0 if ab is None else None,
+                faces=faces,
             )
             results.append(result)
             reports.append(report.to_json())
@@ -187,13 +194,20 @@ class TritonPythonModel:
             pixels = grey_in_profile(notes.icc, light, deep=notes.deep)
         return pixels if kept is None else kept.around(pixels), confidence
 
-    def _translated(self, padded_rgb: npt.NDArray[Any], notes: PhotoNotes) -> npt.NDArray[Any]:
-        """The result of colours: those of a photo in colour, and the luminance of a grey one."""
+    def _translated(
+        self, padded_rgb: npt.NDArray[Any], notes: PhotoNotes
+    ) -> tuple[npt.NDArray[Any], int]:
+        """The result of colours, those of a photo in colour or the luminance of a grey one.
+
+        And how many of its faces were drawn.
+        """
         _padded_size(padded_rgb, notes)
         kept = notes.kept
         if kept is not None and kept.place is None:
-            return kept.pixels(deep=notes.deep)
-        rgb = crop(padded_rgb, notes.size)
+            return kept.pixels(deep=notes.deep), 0
+        rgb, faces = crop(padded_rgb, notes.size), 0
+        if self._faces is not None:
+            rgb, faces = self._faces.drawn(rgb)
         original = None if notes.original is None else unit_or_levels(notes.original)
         if original is not None and notes.strength < 1:
             before = photo_rgb(original)
@@ -203,7 +217,7 @@ class TritonPythonModel:
         else:
             light = photo_luminance(rgb_levels(rgb, deep=True).astype(np.float32) / 65535)
             pixels = grey_in_profile(notes.icc, light, deep=notes.deep)
-        return pixels if kept is None else kept.around(pixels)
+        return (pixels if kept is None else kept.around(pixels)), faces
 
 
 def _padded_size(padded: npt.NDArray[Any], notes: PhotoNotes) -> tuple[int, int]:

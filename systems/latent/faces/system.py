@@ -9,10 +9,9 @@ from pikfix.layers.color import lab_to_rgb
 from pikfix.layers.sizes import SIDE_MULTIPLE, working_size
 from pikfix.systems.base import Case, Step, System, TensorSpec
 from pikfix.systems.latent.faces.generator import PRESETS, FaceConfig, FaceGenerator
+from pikfix.systems.latent.faces.served import MODEL
+from pikfix.systems.latent.faces.served import SYSTEM as NAME
 from pikfix.systems.samples import photo_like_lab
-
-NAME = "faces"
-STEP = "draw_faces"
 
 FACE_RGB = TensorSpec("face_rgb", (3, "h", "w"))
 DRAWN_RGB = TensorSpec("drawn_rgb", (3, "h", "w"))
@@ -23,7 +22,7 @@ def steps(config: FaceConfig) -> tuple[Step, ...]:
     """The one step."""
     return (
         Step(
-            STEP,
+            MODEL,
             (FACE_RGB,),
             (DRAWN_RGB,),
             system=NAME,
