@@ -53,6 +53,8 @@ def command(
         chosen = _spread(find_pictures(photos, tell), limit)
     except (CheckpointError, EvaluationError) as error:
         raise CommandError(str(error)) from error
+    if all(step.precision("int8") != "int8" for step in loaded.steps):
+        raise CommandError(f"{checkpoint}: nothing of {loaded.system.name} is computed in int8")
     used = 0
 
     def pictures() -> Iterator[dict[str, Tensor]]:

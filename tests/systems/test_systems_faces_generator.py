@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from released_networks import ReleasedFaces
 from rtx import built
 
+from pikfix.cli.main import main
 from pikfix.export.onnx import export_onnx
 from pikfix.export.parity import check_parity
 from pikfix.export.profiles import Range
@@ -19,8 +21,9 @@ from pikfix.export.runtimes.onnxruntime import onnx_runner
 from pikfix.export.runtimes.tensorrt import LIMITS
 from pikfix.export.runtimes.tensorrt_lint import refusals
 from pikfix.systems.base import Case
-from pikfix.systems.checkpoint import load, save_checkpoint
+from pikfix.systems.checkpoint import CheckpointError, load, save_checkpoint
 from pikfix.systems.latent.faces.generator import PRESETS, FaceConfig, FaceGenerator, Spade
+from pikfix.systems.pikfix.networks import load_checkpoint
 from pikfix.systems.registry import system_of
 
 SMALL = FaceConfig("small", width=4, hidden=6)
@@ -159,3 +162,24 @@ def test_tensorrt_builds_it(exported: tuple[FaceGenerator, Path]) -> None:
     assert refusals(path) == []
     ranges = Range((1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 128, 128))
     assert len(built(path, {"face_rgb": ranges})) > 10_000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generator") / "faces.safetensors"
+    save_checkpoint(generator(SMALL), path, system="faces")
+    return path
+
+
+def test_it_is_not_taken_for_pikfix(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="is of the system faces: give a checkpoint of pik"):
+        load_checkpoint(checkpoint)
+
+
+def test_it_needs_no_ranges(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    assert main(["calibrate", str(checkpoint), "--photos", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("nothing of faces is computed in int8\n")
+    assert len(list(checkpoint.parent.iterdir())) == 1

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pikfix.systems.checkpoint import load_weights, read_checkpoint, read_config
+from pikfix.protocol.names import DEFAULT_SYSTEM
+from pikfix.systems.checkpoint import (
+    CheckpointError,
+    load_weights,
+    read_checkpoint,
+    read_config,
+)
 from pikfix.systems.pikfix.networks.config import PikFixConfig
 from pikfix.systems.pikfix.networks.model import PikFix
 
@@ -18,11 +24,14 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Pik
         The model in evaluation mode on `device`.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not a pikfix checkpoint, or its tensors do
-            not fit the configuration inside.
+        CheckpointError: the file is missing, truncated, not a pikfix checkpoint, of another system,
+            or its tensors do not fit the configuration inside.
     """
     path = Path(path)
     metadata, tensors = read_checkpoint(path)
+    system = metadata.get("system", DEFAULT_SYSTEM)
+    if system != "pikfix":
+        raise CheckpointError(f"{path} is of the system {system}: give a checkpoint of pikfix")
     model = PikFix(read_config(PikFixConfig, metadata, path))
     load_weights(model, tensors, path)
     return model.eval().to(device)
