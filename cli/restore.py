@@ -167,6 +167,13 @@ def command(
     color_strength: Annotated[
         float, typer.Option(min=0, max=1, help="Strength of the colours.")
     ] = 1.0,
+    faces: Annotated[
+        bool,
+        typer.Option(
+            "--faces/--no-faces",
+            help="Draw faces anew, where the server has a generator of them (--system latent).",
+        ),
+    ] = True,
     system: Annotated[
         SystemName,
         typer.Option(
@@ -269,6 +276,7 @@ def command(
         keep_color=keep_color,
         strength=strength,
         color_strength=color_strength,
+        faces=faces,
         system=system,
         mask=mask,
         jobs=jobs,
@@ -361,6 +369,7 @@ def settings_of(
     timeout: float,
     overwrite: bool,
     write_sidecar: bool,
+    faces: bool = True,
     system: SystemName = SystemName.pikfix,
     mask: Path | None = None,
 ) -> Settings:
@@ -394,6 +403,7 @@ def settings_of(
         overwrite=overwrite,
         reconnect_timeout=_RECONNECT_TIMEOUT,
         sidecars=write_sidecar,
+        faces=faces,
         system=system.value,
         mask=None if mask is None else read_picture_file(mask),
     )

@@ -179,6 +179,7 @@ class Settings:
         keep_color: photos that have colours keep them.
         strength: of the restoration, 0 to 1.
         color_strength: of the colours, 0 to 1.
+        faces: have faces drawn anew, where the server can.
         system: that restores, or systems joined by a plus sign.
         mask: an encoded picture of the damage, where there is one.
         timeout: seconds per photo and attempt.
@@ -200,6 +201,7 @@ class Settings:
     keep_color: bool = False
     strength: float = 1.0
     color_strength: float = 1.0
+    faces: bool = True
     system: str = DEFAULT_SYSTEM
     mask: bytes | None = field(default=None, repr=False)
     timeout: float = 300.0
@@ -223,6 +225,7 @@ class Settings:
             "keep_color": self.keep_color,
             "strength": self.strength,
             "color_strength": self.color_strength,
+            **({} if self.faces else {"faces": False}),
             **({} if self.system == DEFAULT_SYSTEM else {"system": self.system}),
         }
 

@@ -132,6 +132,7 @@ class PikFixClient:
         keep_color: bool = False,
         strength: float = 1.0,
         color_strength: float = 1.0,
+        faces: bool = True,
         system: SystemName = "pikfix",
         mask: PhotoLike | None = None,
         timeout: float | None = None,
@@ -161,6 +162,8 @@ class PikFixClient:
                 are colorized as without it.
             strength: of the restoration, 0 to 1; at 0 the tones stay as they are.
             color_strength: of the result's colours, 0 to 1.
+            faces: False leaves faces as the networks for whole photos make them, also where the
+                server has a generator of faces.
             system: ``pikfix`` restores luminance and colorizes; ``latent`` mends scratches and
                 holes by translation and keeps the photo's colours; ``latent+pikfix`` mends and
                 then colorizes, in two requests.
@@ -191,6 +194,7 @@ class PikFixClient:
                 "keep_color": keep_color,
                 "strength": strength,
                 "color_strength": color_strength,
+                "faces": faces,
             },
             system=system,
             mask=mask,

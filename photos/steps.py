@@ -288,6 +288,7 @@ class PhotoNotes:
         keep_color: whether the result has the photo's own colours.
         strength: of the restoration, 0 to 1.
         color_strength: of the colours, 0 to 1.
+        faces: whether faces may be drawn anew.
     """
 
     size: tuple[int, int]
@@ -312,6 +313,7 @@ class PhotoNotes:
     keep_color: bool = False
     strength: float = 1.0
     color_strength: float = 1.0
+    faces: bool = True
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
@@ -501,4 +503,5 @@ def take_notes(
         keep_color=keep,
         strength=options.strength,
         color_strength=options.color_strength,
+        faces=options.faces,
     )

@@ -12,7 +12,7 @@ FORMATS: tuple[str, ...] = get_args(PictureFormat)
 """Of results."""
 DEFAULT_QUALITY = 95
 
-_FLAGS = ("color", "force_color", "force_photo", "keep_color")
+_FLAGS = ("color", "force_color", "force_photo", "keep_color", "faces")
 _CHOICES: dict[str, tuple[str | int | None, ...]] = {
     "profile": ("own", "srgb"),
     "depth": (None, 8, 16),
@@ -43,6 +43,7 @@ class Options:
         keep_color: a photo that has colours keeps them; otherwise it gets a reference's or none.
         strength: of the restoration, 0 to 1.
         color_strength: of the colours, 0 to 1.
+        faces: have faces drawn anew, where the server has a generator of them.
 
     Raises:
         OptionsError: a value has the wrong type or is out of range.
@@ -59,6 +60,7 @@ class Options:
     keep_color: bool = False
     strength: float = 1.0
     color_strength: float = 1.0
+    faces: bool = True
 
     def __post_init__(self) -> None:
         for name in _FLAGS:

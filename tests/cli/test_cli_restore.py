@@ -116,12 +116,13 @@ def test_force_color_is_passed_on(restore, server, picture, tmp_path):
 
 def test_options_for_archives_are_passed_on(restore, server, picture, tmp_path):
     words = ("--profile", "srgb", "--depth", "16", "--pages", "first", "--keep-color")
-    words += ("--strength", "0.5", "--color-strength", "0")
+    words += ("--strength", "0.5", "--color-strength", "0", "--no-faces")
     done = restore(picture(tmp_path / "a.png"), "-o", tmp_path / "out", *words)
     assert done.returncode == 0, done.stderr
     assert sent_options(server)[0] == {
         **{"format": "png", "profile": "srgb", "depth": 16},
         **{"pages": "first", "keep_color": True, "strength": 0.5, "color_strength": 0.0},
+        "faces": False,
     }
     for wrong in (["--strength", "1.1"], ["--depth", "12"], ["--keep-color", "--no-color"]):
         done = restore(tmp_path / "a.png", "-o", tmp_path / "other", *wrong)

@@ -184,7 +184,7 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
     wanted = {"force_photo": True}
     assert json.loads(sent(server, "options").item()) == wanted
     newer = {"profile": "srgb", "depth": 16, "pages": "first", "keep_color": True}
-    newer |= {"strength": 0.5, "color_strength": 0.0}
+    newer |= {"strength": 0.5, "color_strength": 0.0, "faces": False}
     client.restore(jpeg, **newer)
     assert json.loads(sent(server, "options").item()) == newer
     # A server of before refuses what it does not know.
@@ -208,6 +208,7 @@ def test_options_are_what_was_asked_for(client, server, jpeg):
         {"color": 1},
         {"force_color": "yes"},
         {"force_photo": 1},
+        {"faces": 0},
         {"force_color": True, "color": False},
         {"keep_color": True, "color": False},
         {"keep_color": "yes"},

@@ -76,12 +76,15 @@ def asked(
     return [answer.as_numpy(name) for name in outputs]
 
 
-def through(url: str, pixels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+def through(
+    url: str, pixels: np.ndarray[Any, Any], **wishes: bool
+) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
     """A photo through both steps of files, whatever networks do to it left out."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     photo = np.array([[file.getvalue()]], dtype=object)
-    options = np.array([[b'{"force_photo": true, "format": "png"}']], dtype=object)
+    asking = json.dumps({"force_photo": True, "format": "png", **wishes}).encode()
+    options = np.array([[asking]], dtype=object)
     with grpc.InferenceServerClient(url) as client:
         rgb, info = asked(
             client, "decode_photo", ["photo_rgb", "photo_info"], photo=photo, options=options
@@ -108,6 +111,9 @@ def test_a_face_is_drawn_by_the_servers_generator(server: str, generator: Path) 
     assert np.abs(result - levels).max() < 0.6  # half a level is rounding
     changed = (result != pixels).any(axis=2)
     assert 0.02 < changed.mean() < 0.5
+    left, report = through(server, pixels, faces=False)
+    assert report["faces"] == 0
+    np.testing.assert_array_equal(left, pixels)
 
 
 @pytest.mark.serving

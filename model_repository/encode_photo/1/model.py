@@ -206,7 +206,7 @@ class TritonPythonModel:
         if kept is not None and kept.place is None:
             return kept.pixels(deep=notes.deep), 0
         rgb, faces = crop(padded_rgb, notes.size), 0
-        if self._faces is not None:
+        if self._faces is not None and notes.faces:
             rgb, faces = self._faces.drawn(rgb)
         original = None if notes.original is None else unit_or_levels(notes.original)
         if original is not None and notes.strength < 1:
