@@ -111,4 +111,4 @@ lint-gpu: $(VENV)/.dev ## Check the calls into TensorRT against its types (two s
 .PHONY: clean
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) demo build src/*.egg-info $(REPOSITORY)/damage $(REPOSITORY)/restore $(REPOSITORY)/tone $(REPOSITORY)/similarity \
-		$(REPOSITORY)/colorize $(REPOSITORY)/manifest.json
+		$(REPOSITORY)/colorize $(REPOSITORY)/latent* $(REPOSITORY)/draw_faces $(REPOSITORY)/manifest.json
