@@ -169,7 +169,6 @@ def run(
         reference=wishes["reference"],
         library=wishes["library"],
         force_color=wishes["force_color"],
-        mask=None,
     )
     client = connection.client()
     manifest = read_manifest(scans, out)

@@ -184,7 +184,8 @@ def command(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="Picture of a single photo's damage, white where it is damaged, for latent.",
+            help="Picture of a single photo's damage, white where it is: filled beside what "
+            "is found.",
             show_default=False,
         ),
     ] = None,
@@ -248,7 +249,7 @@ def command(
         force_color=force_color,
         keep_color=keep_color,
     )
-    refuse_unfit(system, reference=reference, library=library, force_color=force_color, mask=mask)
+    refuse_unfit(system, reference=reference, library=library, force_color=force_color)
     plan = make_plan(photos, out, None if format is None else format.value, reference or ())
     existing = [job for job in plan.jobs if os.path.lexists(job.output)]
     if existing and not overwrite and not skip_existing:
@@ -337,7 +338,6 @@ def refuse_unfit(
     reference: Sequence[Path] | None,
     library: Path | None,
     force_color: bool,
-    mask: Path | None,
 ) -> None:
     """Raise UsageError where an option is nothing that the system can do."""
     if system is SystemName.latent and (reference or library is not None or force_color):
@@ -345,8 +345,6 @@ def refuse_unfit(
             "--system latent adds no colours: leave out --reference, --library and --force-color, "
             "or give --system latent+pikfix"
         )
-    if system is SystemName.pikfix and mask is not None:
-        raise UsageError("--mask is for --system latent: pikfix finds damage by itself")
 
 
 def settings_of(

@@ -167,8 +167,8 @@ class PikFixClient:
             system: ``pikfix`` restores luminance and colorizes; ``latent`` mends scratches and
                 holes by translation and keeps the photo's colours; ``latent+pikfix`` mends and
                 then colorizes, in two requests.
-            mask: of the photo's shape, white where it is damaged, for systems that mend; joined
-                with what the server finds.
+            mask: of the photo's shape, white where it is damaged; filled beside what the server
+                finds.
             timeout: seconds for this request; None takes the client's ``Timeout.request``.
 
         Returns:

@@ -86,8 +86,6 @@ def photo_request(
 ) -> Request:
     """Return the request to a system's model for files; see ``PikFixClient.restore``."""
     model = PHOTO_MODELS[system]
-    if mask is not None and system == DEFAULT_SYSTEM:
-        raise InvalidOptionsError(f"the system {system} takes no mask; leave it out")
     none = reference is None or (isinstance(reference, (list, tuple)) and not reference)
     if not none and system != DEFAULT_SYSTEM:
         raise InvalidOptionsError(

@@ -346,9 +346,12 @@ class Restorer:
 
     async def _send(self, job: Job, references: list[Path]) -> RestoredPhoto:
         # As bytes: what is wrong with a file, the server knows best.
-        photo, *sent = await asyncio.to_thread(_read, [self._store.photo(job), *references])
+        mask = self._store.mask(job)
+        files = [self._store.photo(job), *references, *([] if mask is None else [mask])]
+        photo, *sent = await asyncio.to_thread(_read, files)
+        marked = {} if mask is None else {"mask": sent.pop()}
         return await self._client.restore(
-            photo, sent, timeout=self._settings.timeout, **job.options
+            photo, sent, timeout=self._settings.timeout, **marked, **job.options
         )
 
     async def _sweep(self) -> None:

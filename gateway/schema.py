@@ -197,6 +197,11 @@ def upload_form(references: int) -> dict[str, Any]:
                                 "items": picture,
                                 "description": "Colour photos to take the colours from.",
                             },
+                            "mask": {
+                                **picture,
+                                "description": "A picture of the photo's shape, white where it is "
+                                "damaged: filled beside what is found.",
+                            },
                             "library": {
                                 "type": "array",
                                 "maxItems": references,

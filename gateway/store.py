@@ -4,7 +4,7 @@
 
     FOLDER/lock                    held while a gateway uses the folder
     FOLDER/incoming-*/             an upload; nobody knows of it yet
-    FOLDER/ID/request.json, photo, reference-0, ...
+    FOLDER/ID/request.json, photo, mask, reference-0, ...
     FOLDER/ID/result               the restored picture
     FOLDER/ID/end.json             written last: how it ended
 
@@ -161,6 +161,11 @@ class Store:
     def photo(self, job: Job) -> Path:
         """The photo's file."""
         return self.folder / job.id / "photo"
+
+    def mask(self, job: Job) -> Path | None:
+        """The file of the mask that was sent, or None."""
+        path = self.folder / job.id / "mask"
+        return path if path.exists() else None
 
     def reference(self, job: Job, number: int) -> Path:
         """The file of a reference that was sent."""

@@ -1,4 +1,4 @@
-"""A multipart form becomes a photo, references and options on disk."""
+"""A multipart form becomes a photo, a mask, references and options on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pikfix.gateway.problems import Problem
 from pikfix.gateway.settings import Settings
 
-FIELDS = ("photo", "again", "reference", "library", "options")
+FIELDS = ("photo", "again", "reference", "mask", "library", "options")
 _LONGEST_NAME = 150
 _FIELD_BYTES = 64 * 1024
 
@@ -74,7 +74,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         raise _bad("send the photo as multipart/form-data: curl -F photo=@old.jpg ...", status=415)
     try:
         form = await request.form(
-            max_files=settings.references + 1,
+            max_files=settings.references + 2,  # photo and mask
             max_fields=settings.references + 4,
             max_part_size=_FIELD_BYTES,
         )
@@ -89,7 +89,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
 async def save_files(
     form: FormData, again: Sequence[tuple[str, Path]], folder: Path, settings: Settings
 ) -> tuple[str, int, int]:
-    """Write photo and references of a form into a folder.
+    """Write photo, mask and references of a form into a folder.
 
     Args:
         form: the request's.
@@ -101,10 +101,11 @@ async def save_files(
         The photo's name to show, its bytes, and the number of references.
 
     Raises:
-        Problem: there is not exactly one photo, too many references, or an empty file.
+        Problem: there is not exactly one photo, too many references or masks, or an empty file.
         OSError: they cannot be written.
     """
     photos, references = _files(form, "photo"), _files(form, "reference")
+    masks = _files(form, "mask")
     if len(photos) + len(again) != 1:
         raise _bad(
             f"send one file as photo, got {len(photos) + len(again)}; each photo is a request"
@@ -115,7 +116,9 @@ async def save_files(
         raise _bad("the photo is empty: send the complete file", "bad_photo", 422)
     if not all(reference.size for reference in references):
         raise _bad("a reference is empty: send the complete file", "bad_reference", 422)
-    await asyncio.to_thread(_copy_all, photos, again, references, folder)
+    if len(masks) > 1 or not all(mask.size for mask in masks):
+        raise _bad("send at most one mask, a complete picture file")
+    await asyncio.to_thread(_copy_all, photos, again, references, masks, folder)
     name = again[0][0] if again else clean_name(photos[0].filename)
     return name, (folder / "photo").stat().st_size, len(references)
 
@@ -124,6 +127,7 @@ def _copy_all(
     photos: Sequence[UploadFile],
     again: Sequence[tuple[str, Path]],
     references: Sequence[UploadFile],
+    masks: Sequence[UploadFile],
     folder: Path,
 ) -> None:
     for photo in photos:
@@ -132,3 +136,5 @@ def _copy_all(
         (folder / "photo").hardlink_to(path)  # nobody changes a photo
     for number, reference in enumerate(references):
         _copy(reference.file, folder / f"reference-{number}")
+    for mask in masks:
+        _copy(mask.file, folder / "mask")

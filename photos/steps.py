@@ -289,6 +289,7 @@ class PhotoNotes:
         strength: of the restoration, 0 to 1.
         color_strength: of the colours, 0 to 1.
         faces: whether faces may be drawn anew.
+        filled_share: share of that part that was filled before, as a mask marked it.
     """
 
     size: tuple[int, int]
@@ -314,6 +315,7 @@ class PhotoNotes:
     strength: float = 1.0
     color_strength: float = 1.0
     faces: bool = True
+    filled_share: float = 0.0
 
     def to_json(self) -> bytes:
         """Serialize; the inverse of :meth:`from_json`."""
@@ -410,6 +412,7 @@ def take_notes(
     rejection_reason: str | None = None,
     content: Content | None = None,
     translated: bool = False,
+    filled_share: float = 0.0,
 ) -> PhotoNotes:
     """Settle what becomes of a photo.
 
@@ -422,6 +425,7 @@ def take_notes(
         content: what the picture holds; None: a photo alone.
         translated: whether the networks give colours for a photo's own ones, and none to a grey
             one; else they give luminance, and chroma after references.
+        filled_share: share of the part for the networks that a mask marked, filled already.
 
     Returns:
         The notes, their times still zero.
@@ -467,6 +471,7 @@ def take_notes(
     # Nothing is to be done, neither to tones nor to colours: every sample stays.
     if (
         options.strength == 0
+        and not filled_share
         and not colorize
         and colour == (photo.pixels.ndim == 3)
         and not (keep and options.color_strength < 1)
@@ -504,4 +509,5 @@ def take_notes(
         strength=options.strength,
         color_strength=options.color_strength,
         faces=options.faces,
+        filled_share=filled_share,
     )

@@ -10,7 +10,7 @@ from pikfix.layers.sizes import SIDE_MULTIPLE
 from pikfix.protocol.names import PHOTO_MODEL, TENSOR_MODEL
 from pikfix.systems.base import Ensemble, Model, Step, TensorSpec
 from pikfix.systems.damage.steps import DAMAGE_MASK, FILLED_L, PHOTO_L, damage_step
-from pikfix.systems.files import OPTIONS, PHOTO, PHOTO_INFO, REFERENCE, REPORT, RESULT
+from pikfix.systems.files import MASK, OPTIONS, PHOTO, PHOTO_INFO, REFERENCE, REPORT, RESULT
 from pikfix.systems.pikfix.networks import PYRAMID_LEVELS, PikFix, PikFixConfig, to_working
 from pikfix.systems.pikfix.networks.restoration import Restoration
 
@@ -139,7 +139,7 @@ def steps(config: PikFixConfig) -> tuple[Step, ...]:
 
 
 PYTHON_STEPS = (
-    Model("decode_photo", (PHOTO, REFERENCE, OPTIONS), (PHOTO_L, REFERENCE_LAB, PHOTO_INFO)),
+    Model("decode_photo", (PHOTO, REFERENCE, MASK, OPTIONS), (PHOTO_L, REFERENCE_LAB, PHOTO_INFO)),
     Model(
         "encode_photo",
         (RESTORED_L, DAMAGE_MASK, AB, *CONFIDENCE, SHARE, PHOTO_INFO),
@@ -153,7 +153,7 @@ ENSEMBLES = (
     Ensemble(TENSOR_MODEL, (PHOTO_L, REFERENCE_LAB), (RESTORED_L, AB), steps=_NETWORKS),
     Ensemble(
         PHOTO_MODEL,
-        (PHOTO, REFERENCE, OPTIONS),
+        (PHOTO, REFERENCE, MASK, OPTIONS),
         (RESULT, REPORT),
         steps=("decode_photo", *_NETWORKS, "encode_photo"),
     ),

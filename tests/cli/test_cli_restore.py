@@ -493,7 +493,6 @@ def test_a_server_without_the_system_is_told_before_any_photo(restore, server, p
     [
         (("--system", "latent", "--reference", "a.png"), "--system latent adds no colours"),
         (("--system", "latent", "--force-color"), "--system latent adds no colours"),
-        (("--mask", "a.png"), "--mask is for --system latent"),
         (("--system", "other"), "'other' is not one of"),
     ],
 )

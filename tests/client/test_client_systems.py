@@ -86,7 +86,6 @@ def test_what_a_system_cannot_do_is_said_before_anything_is_sent(kind, both):
             ({"system": "other"}, "must be one of pikfix, latent, latent.pikfix, got 'other'"),
             ({"system": "pikfix+latent"}, "system must be one of"),
             ({"system": "latent", "reference": picture("red")}, "takes no reference"),
-            ({"mask": picture("white")}, "the system pikfix takes no mask"),
         ):
             with pytest.raises(InvalidOptionsError, match=words):
                 client.restore(picture("red"), **arguments)

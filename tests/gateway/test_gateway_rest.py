@@ -49,7 +49,17 @@ def test_references_and_options_reach_the_server_as_they_were_sent(gateway, fake
 
 def test_options_are_those_of_the_client():
     assert {"color", "force_color", "force_photo", "format", "quality"} <= set(Options.model_fields)
-    assert not {"photo", "reference", "timeout"} & set(Options.model_fields)
+    assert not {"photo", "reference", "mask", "timeout"} & set(Options.model_fields)
+
+
+def test_a_mask_reaches_the_server_as_it_was_sent(gateway, fake, make_png):
+    photo, mask, reference = make_png(1), make_png(2), make_png(3)
+    files = [("photo", ("a.png", photo)), ("mask", ("m.png", mask))]
+    files += [("reference", ("r.png", reference))]
+    assert gateway.http.post("/v1/restorations", files=files).status_code == 200
+    assert fake.calls == [(photo, [reference], {"mask": mask})]
+    answer = gateway.http.post("/v1/restorations", files=[*files, files[1]])
+    assert (answer.status_code, "at most one mask" in answer.json()["detail"]) == (400, True)
 
 
 @pytest.mark.parametrize(

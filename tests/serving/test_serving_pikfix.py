@@ -23,7 +23,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from pikfix.cli.main import main
-from pikfix.client import PikFixClient
+from pikfix.client import InvalidOptionsError, PikFixClient
 from pikfix.export import Manifest
 from pikfix.export.configs import ServingSettings
 from pikfix.photos.in_flight import InFlight
@@ -120,6 +120,31 @@ def test_tensors_give_what_pytorch_gives(
         expected = model(torch.from_numpy(photo_l), torch.from_numpy(lab))
     for name, value in (("restored_l", expected.restored_l), ("ab", expected.ab)):
         np.testing.assert_allclose(answer.as_numpy(name), value.numpy(), atol=1e-3)
+
+
+def test_what_a_mask_marks_is_filled(server: RunningServer) -> None:
+    """A block that no detector could know to be damage: a part of the picture as good as any."""
+    sound = np.asarray(photo(120, 90)).copy()
+    broken = sound.copy()
+    broken[30:40, 50:58] = 255
+    mask = np.zeros_like(sound)
+    mask[30:40, 50:58] = 255
+    options = {"color": False, "format": "png", "strength": 0.0}
+    with PikFixClient(server.grpc_url) as client:
+        without = client.restore(broken, **options)
+        marked = client.restore(broken, mask=mask, **options)
+        with pytest.raises(InvalidOptionsError, match="send a mask of the photo's size"):
+            client.restore(broken, mask=mask[:, :60])
+        with pytest.raises(InvalidOptionsError, match="the mask marks all of the photo"):
+            client.restore(broken, mask=np.full_like(mask, 255))
+    assert np.array_equal(np.asarray(without.image), broken)
+    filled = np.asarray(marked.image).astype(int)
+    assert (
+        np.abs(filled - sound)[mask > 0].mean()
+        < 0.3 * np.abs(broken - sound.astype(int))[mask > 0].mean()
+    )
+    assert np.array_equal(filled[mask == 0], sound[mask == 0])
+    assert marked.report.damaged_share >= round(float((mask > 0).mean()), 4)
 
 
 @pytest.mark.parametrize("size", [(33, 517), (640, 480), (1600, 1200), (3000, 2000), (1, 1)])

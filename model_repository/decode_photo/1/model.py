@@ -54,7 +54,7 @@ from pikfix.photos import (
 )
 from pikfix.photos.domain import Content, find_content, photo_within
 from pikfix.photos.in_flight import InFlight
-from pikfix.photos.masks import decode_mask
+from pikfix.photos.masks import decode_mask, filled
 from pikfix.photos.memory import KeptMemory
 from pikfix.photos.responses import respond
 from pikfix.photos.rgb import photo_rgb
@@ -224,6 +224,13 @@ class TritonPythonModel:
         check_pages(photo, options)
         references = given.result()
         content = Content() if options.force_photo else find_content(photo.pixels)
+        mask = beside["mask"][0] if beside["mask"] else b""
+        marked, filled_share = None, 0.0
+        if mask and content.kind != "graphic":
+            marked = decode_mask(mask, (photo.height, photo.width), self.max_pixels)
+            if not translated:  # which paints what is marked by itself
+                photo = dataclasses.replace(photo, pixels=filled(photo.pixels, marked))
+                filled_share = float(photo_within(marked, content).mean())
         part = part_to_restore(photo, content)
         own = keeps_color(part, options)
         if content.kind == "graphic" or own:
@@ -241,12 +248,11 @@ class TritonPythonModel:
             rejection_reason=rejection_reason,
             content=content,
             translated=translated,
+            filled_share=filled_share,
         )
         mark = np.zeros(part.pixels.shape[:2] if translated else (0, 0), np.float32)
-        mask = beside["mask"][0] if beside["mask"] else b""
-        if mask and translated and content.kind != "graphic":
-            whole = decode_mask(mask, (photo.height, photo.width), self.max_pixels)
-            mark = np.ascontiguousarray(photo_within(whole, content))
+        if marked is not None and translated:
+            mark = np.ascontiguousarray(photo_within(marked, content))
         return part, references, notes, mark
 
     def _open_library(self, folder: Path, parameters: Mapping[str, Any]) -> Choose:

@@ -142,7 +142,8 @@ class TritonPythonModel:
             if shares is not None:
                 references = _with_shares(references, shares[number])
             if mask is not None and (notes.kept is None or notes.kept.place is not None):
-                damaged = _damaged_share(mask[number, 0], notes.size)
+                found = _damaged_share(mask[number, 0], notes.size)
+                damaged = round(min(1.0, found + notes.filled_share), 4)
             seconds = StepSeconds(
                 round(notes.decode_seconds, 4), round(networks, 4), round(time.time() - started, 4)
             )
