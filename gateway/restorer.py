@@ -346,12 +346,12 @@ class Restorer:
 
     async def _send(self, job: Job, references: list[Path]) -> RestoredPhoto:
         # As bytes: what is wrong with a file, the server knows best.
-        mask = self._store.mask(job)
-        files = [self._store.photo(job), *references, *([] if mask is None else [mask])]
+        path = self._store.mask(job)
+        files = [self._store.photo(job), *references, *([] if path is None else [path])]
         photo, *sent = await asyncio.to_thread(_read, files)
-        marked = {} if mask is None else {"mask": sent.pop()}
+        mask = None if path is None else sent.pop()
         return await self._client.restore(
-            photo, sent, timeout=self._settings.timeout, **marked, **job.options
+            photo, sent, mask=mask, timeout=self._settings.timeout, **job.options
         )
 
     async def _sweep(self) -> None:

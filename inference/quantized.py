@@ -80,7 +80,7 @@ def _steps(low_high: Tensor, levels: int) -> Tensor:
     """
     highest = low_high.abs().amax(dim=0)
     loudest = highest.max().clamp_min(1e-6)
-    # A channel that never spoke on the samples may do so elsewhere.
+    # A channel that was zero on all samples may not be so elsewhere.
     highest = torch.maximum(highest, loudest / 32)
     steps: Tensor = torch.sqrt(highest * loudest) / levels
     return steps

@@ -93,7 +93,9 @@ def _pushed(
     coarse = _pushed(means, np.minimum(4 * share, 1))
     size = (2 * coarse.shape[1], 2 * coarse.shape[0])
     finer = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
-    return known * values + (1 - known) * np.asarray(finer)[:height, :width]
+    out: npt.NDArray[np.float32] = known * values
+    out += (1 - known) * np.asarray(finer)[:height, :width]
+    return out
 
 
 def _quartered(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -54,12 +54,13 @@ class FakeClient:
     async def __aexit__(self, *_):
         pass
 
-    async def restore(self, photo, references=None, *, timeout=None, **options):
+    async def restore(self, photo, references=None, *, mask=None, timeout=None, **options):
         if isinstance(photo, np.ndarray):
             self.canaries += 1
             if self.troubles:
                 raise self.troubles.pop(0)
             return None
+        options |= {} if mask is None else {"mask": mask}
         self.calls.append((photo, list(references), options))
         self.now += 1
         self.most = max(self.most, self.now)
