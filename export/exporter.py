@@ -35,6 +35,7 @@ from pikfix.export.runtimes import (
 from pikfix.export.runtimes.kernel_step import KernelStep
 from pikfix.export.targets import TARGETS, Accelerator, Placement, TargetName
 from pikfix.systems.base import Step
+from pikfix.systems.chain import inputs_of
 from pikfix.systems.checkpoint import UNTRAINED, Loaded, load
 
 SimilarityForm = Literal["runtime", "kernel", "plugin"]
@@ -66,10 +67,10 @@ def export_checkpoint(
             CPU and takes the fastest for each sub-net, of whatever precision.
         device: where they will run, "cpu" or "cuda".
         precision: "fp32", or what the runtime has beside it.
-        similarity: "runtime" is exported like the others; "kernel" is a python step on the fused
-            operators, in memory linear in the pictures, for servers whose Python has torch;
-            "plugin" is a TensorRT engine with the fused kernel inside. None: "kernel" for
-            TensorRT, whose own softmax writes the N x M map, else "runtime".
+        similarity: of the step with a correlation: "runtime" is exported like the others; "kernel"
+            is a python step on the fused operators, in memory linear in the pictures, for servers
+            whose Python has torch; "plugin" is a TensorRT engine with the fused kernel inside.
+            None: "kernel" for TensorRT, whose own softmax writes the N x M map, else "runtime".
         target: the server the configs are for: "embedded", or "ngc" for NVIDIA's container.
         accelerator: what runs ONNX on a GPU of the target "ngc", see `Placement`.
         engines: how TensorRT engines are built.
@@ -110,6 +111,11 @@ def export_checkpoint(
             f"{checkpoint}: {left} is untrained, and would restore nothing: train it first, with "
             "pikfix train --init"
         )
+    steps, modules = loaded.steps, loaded.modules
+
+    def inputs(step: Step, drawn: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return inputs_of(step, steps, modules, drawn)
+
     chosen = None
     if runtime != "auto":
         chosen = runtime_of(
@@ -122,9 +128,9 @@ def export_checkpoint(
                 native=TARGETS[target].native,
                 ranges=ranges,
                 capacity=lambda: capacity,
+                inputs=inputs,
             )
         )
-    steps, modules = loaded.steps, loaded.modules
     capacity = Capacity()
     if TARGETS[target].native or runtime == "tensorrt":
         capacity = capacity_of(
@@ -148,7 +154,7 @@ def export_checkpoint(
     others_beside(repository, loaded.system.name, target, device)
     with staging_folder(repository) as staged:
         if chosen is None:
-            measured = candidates(settings, ranges)
+            measured = candidates(settings, ranges, inputs)
             selection = export_fastest(measured, loaded, staged, progress)
         else:
             wanted = dict.fromkeys(modules, chosen)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pikfix.evaluation.parity import compare
 from pikfix.export.errors import ExportError
-from pikfix.export.parity import CASES, Arrays, Runner
+from pikfix.export.parity import CASES, Arrays, Runner, distance
 from pikfix.export.runtimes import Choice, Runtime
 from pikfix.inference import keep_free_memory
 from pikfix.systems.chain import run_step
@@ -113,7 +112,7 @@ def _problem(
     """What the parity gate would refuse, if anything."""
     for arrays, wanted in zip(asked, expected, strict=True):
         for name, value in runner(arrays).items():
-            figure = compare(wanted[name].numpy(), value)
+            figure = distance(wanted[name].numpy(), value)
             violations = figure.violations(**asdict(runtime.limits))
             if violations:
                 return f"{name}: {'; '.join(violations)}"

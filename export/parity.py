@@ -37,11 +37,19 @@ class Limits:
         promised.
     min_psnr: in dB, peak to peak 2.
     max_worst_tile: largest root-mean-square difference of a tile of 32 x 32.
+
+    What spans more than [-1, 1], as latents do, is measured in units of half its span.
     """
 
     max_abs: float | None = 1e-3
     min_psnr: float | None = None
     max_worst_tile: float | None = None
+
+
+def distance(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> Parity:
+    """How far a tensor is from what it should be, in the units that limits have."""
+    unit = max(1.0, float(np.ptp(expected)) / 2) if expected.size else 1.0
+    return compare(expected / unit, actual / unit)
 
 
 def check_parity(
@@ -98,7 +106,7 @@ def _compare(
 ) -> Parity:
     if actual.shape != expected.shape:
         raise ParityError(f"{where}: shape {actual.shape}, PyTorch gives {expected.shape}")
-    figure = compare(expected, actual)
+    figure = distance(expected, actual)
     violations = figure.violations(**asdict(limits))
     if violations:
         raise ParityError(f"{where}: {'; '.join(violations)}; nothing was published")

@@ -4,16 +4,15 @@ from pikfix.inference.forms import (
     ReducedSimilarity,
     keep_free_memory,
     lower,
-    reduced_similarity,
 )
-from pikfix.inference.step import InferenceStep, load_step, save_step
+from pikfix.inference.step import InferenceStep, kernel_form, load_step, save_step
 
 __all__ = [
     "InferenceStep",
     "ReducedSimilarity",
     "keep_free_memory",
+    "kernel_form",
     "load_step",
     "lower",
-    "reduced_similarity",
     "save_step",
 ]

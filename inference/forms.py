@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from pikfix.inference.quantized import quantize
 from pikfix.layers.blocks import DenseBlock, DenseUnit, Entry, ResidualDenseBlock
 from pikfix.systems.base import Precision
-from pikfix.systems.pikfix.networks.model import PikFix
 from pikfix.systems.pikfix.networks.similarity import Matches, Similarity, change_scale
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -209,29 +208,6 @@ class ReducedSimilarity(Similarity):
         ]
         matched: Tensor = self.filter(torch.cat(parts, dim=1))
         return matched.float()
-
-
-def reduced_similarity(
-    model: PikFix, precision: str, device: torch.device | str = "cpu"
-) -> ReducedSimilarity:
-    """The similarity sub-net in its inference form, on a device.
-
-    Args:
-        model: the trained networks; copied.
-        precision: "fp32", "fp16" or "bf16". "fp16" is for GPUs: hardly a CPU multiplies it
-            faster, and most far slower, so that a CPU computes in float32 instead.
-        device: where it will run.
-
-    Raises:
-        ValueError: another precision.
-    """
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if precision not in dtypes:
-        raise ValueError(f"similarity runs in {', '.join(dtypes)}, not in {precision!r}")
-    on_cpu = torch.device(device).type == "cpu"
-    dtype = torch.float32 if on_cpu and precision == "fp16" else dtypes[precision]
-    network = ReducedSimilarity(model.similarity, dtype).to(device).eval()
-    return network.requires_grad_(False)
 
 
 def keep_free_memory() -> None:

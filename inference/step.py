@@ -65,6 +65,29 @@ class InferenceStep(nn.Module):
         }
 
 
+def kernel_form(
+    step: Step, module: nn.Module, precision: str, device: str | torch.device = "cpu"
+) -> InferenceStep:
+    """The inference form of a step with a correlation, on the fused operators.
+
+    Args:
+        step: what it is called, takes and gives.
+        module: the step's, trained; copied.
+        precision: "fp32", "fp16" or "bf16". "fp16" is for GPUs: hardly a CPU multiplies it
+            faster, and most far slower, so that a CPU computes in float32 instead.
+        device: where it will run.
+
+    Raises:
+        ValueError: another precision.
+    """
+    known: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+    if precision not in known:
+        raise ValueError(f"{step.name} runs in {', '.join(known)}, not in {precision!r}")
+    on_cpu = torch.device(device).type == "cpu"
+    chosen = "fp32" if on_cpu and precision == "fp16" else known[precision]
+    return InferenceStep(step, module, chosen, device=device)
+
+
 def save_step(
     module: nn.Module,
     step: Step,

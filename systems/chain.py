@@ -20,6 +20,25 @@ def run_step(module: nn.Module, step: Step, inputs: Mapping[str, Tensor]) -> Nam
     return {tensor.name: value for tensor, value in zip(step.outputs, values, strict=True)}
 
 
+def inputs_of(
+    step: Step, steps: Sequence[Step], modules: Mapping[str, nn.Module], drawn: Mapping[str, Tensor]
+) -> Named:
+    """What a step gets: of the drawn tensors, and of what steps before it answer where they must.
+
+    Args:
+        step: one of `steps`.
+        steps: in the order a photo passes them.
+        modules: by the steps' names.
+        drawn: named tensors with a batch dimension.
+    """
+    known = dict(drawn)
+    for before in steps:
+        if all(tensor.name in known for tensor in step.inputs):
+            break
+        known.update(run_step(modules[before.name], before, known))
+    return {tensor.name: known[tensor.name] for tensor in step.inputs}
+
+
 def run_chain(
     steps: Sequence[Step], modules: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[Step, Named, Named]]:

@@ -9,7 +9,7 @@ from pikfix.export.calibration import RangesByStep
 from pikfix.export.configs import ServingSettings
 from pikfix.export.errors import ExportError
 from pikfix.export.profiles import Capacity
-from pikfix.export.runtimes.base import Choice, Runtime
+from pikfix.export.runtimes.base import Choice, Runtime, StepInputs, given_alone
 from pikfix.export.runtimes.engines import PRECISIONS, EngineOptions
 from pikfix.inference.quantized import vnni_supported
 from pikfix.kernels import cpu
@@ -26,6 +26,7 @@ class Request:
     native: whether the server has NVIDIA's own backends.
     ranges: gives the activation ranges that int8 needs, by sub-net.
     capacity: gives the largest shapes that engines are built for.
+    inputs: gives what a step gets, of what its system draws.
     """
 
     choice: Choice
@@ -36,6 +37,7 @@ class Request:
     native: bool = False
     ranges: Callable[[], RangesByStep] = dict
     capacity: Callable[[], Capacity] = Capacity
+    inputs: StepInputs = given_alone
 
 
 Factory = Callable[[Request], Runtime]
@@ -61,6 +63,7 @@ def _pytorch(request: Request) -> Runtime:
         device=request.choice.device,
         report=request.report,
         ranges=request.ranges,
+        inputs=request.inputs,
     )
 
 
@@ -111,7 +114,9 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def candidates(
-    settings: ServingSettings, ranges: Callable[[], RangesByStep]
+    settings: ServingSettings,
+    ranges: Callable[[], RangesByStep],
+    inputs: StepInputs = given_alone,
 ) -> dict[Choice, Runtime]:
     """All runtimes for this CPU, for the choice that is measured.
 
@@ -119,7 +124,7 @@ def candidates(
     """
     good = cpu.good_precisions()
     return {
-        choice: runtime_of(Request(choice, settings, ranges=ranges))
+        choice: runtime_of(Request(choice, settings, ranges=ranges, inputs=inputs))
         for choice in _FACTORIES
         if choice.device == "cpu"
         and choice.precision in good

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pikfix.export.parity import Limits, Runner
@@ -28,6 +29,15 @@ class Choice:
 
     def __str__(self) -> str:
         return f"runtime {self.runtime}, device {self.device}, precision {self.precision}"
+
+
+StepInputs = Callable[[Step, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""A step and what its system draws to what the step gets."""
+
+
+def given_alone(step: Step, drawn: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The inputs of a step whose system draws all of them."""
+    return {tensor.name: drawn[tensor.name] for tensor in step.inputs}
 
 
 class Runtime(Protocol):

@@ -1,4 +1,4 @@
-"""The similarity sub-net as a python step on the fused kernels."""
+"""A sub-net with a correlation as a python step on the fused kernels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pikfix.export.configs import set_parameter
 from pikfix.export.parity import Arrays, Limits, Runner
 from pikfix.export.runtimes.tensorrt import LIMITS
-from pikfix.inference import reduced_similarity
+from pikfix.inference import kernel_form
 from pikfix.systems.base import Step
-from pikfix.systems.pikfix.networks import load_checkpoint
+from pikfix.systems.checkpoint import load
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_STEP = Path(__file__).parent.parent / "steps" / "similarity" / "model.py"
+_STEP = Path(__file__).parent.parent / "steps" / "kernels" / "model.py"
 
 
 class KernelStep:
@@ -64,17 +64,11 @@ class KernelStep:
 def checkpoint_runner(
     path: Path, model: Step, precision: str = "fp32", device: str = "cpu"
 ) -> Runner:
-    """Run similarity from a copied checkpoint as its python step does, by names."""
-    network = reduced_similarity(load_checkpoint(path), precision, device)
+    """Run a step from a copied checkpoint as its python step does, by names."""
+    network = kernel_form(model, load(path).modules[model.name], precision, device)
 
     def run(inputs: Arrays) -> Arrays:
-        given = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in model.inputs]
-        with torch.inference_mode():
-            warped, confidence, share = network.with_share(*given)
-        outputs = (*warped, *confidence, share)
-        return {
-            tensor.name: value.float().cpu().numpy()
-            for tensor, value in zip(model.outputs, outputs, strict=True)
-        }
+        outputs = network({n: torch.from_numpy(value).to(device) for n, value in inputs.items()})
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
     return run

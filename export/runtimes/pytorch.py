@@ -22,12 +22,12 @@ import torch
 from torch import nn
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pikfix.evaluation.parity import compare
 from pikfix.export.calibration import RangesByStep
 from pikfix.export.configs import ServingSettings, set_network_parameters, set_parameter
 from pikfix.export.errors import ExportError
-from pikfix.export.parity import CASES, Arrays, Limits, Runner
+from pikfix.export.parity import CASES, Arrays, Limits, Runner, distance
 from pikfix.export.profiles import Largest, common_shapes
+from pikfix.export.runtimes.base import StepInputs, given_alone
 from pikfix.inference import load_step, save_step
 from pikfix.inference.quantized import vnni_supported
 from pikfix.kernels import cpu
@@ -68,6 +68,7 @@ class PyTorch:
         report: called with a line where a sub-net stays in float32 all the same, and where this CPU
             emulates the precision.
         ranges: gives the activation ranges that int8 needs, by sub-net.
+        inputs: gives what a step gets, of what its system draws.
 
     Raises:
         ExportError: int8 on a CPU without the instructions for it.
@@ -81,6 +82,7 @@ class PyTorch:
         device: str = "cpu",
         report: Callable[[str], None] = lambda line: None,
         ranges: Callable[[], RangesByStep] = dict,
+        inputs: StepInputs = given_alone,
     ) -> None:
         if precision == "int8" and not vnni_supported():
             raise ExportError(
@@ -99,6 +101,7 @@ class PyTorch:
             )
         self._report = report
         self._ranges = ranges
+        self._inputs = inputs
         self._precision = cast(Precision, precision)
         self.limits = Limits() if precision == "fp32" else REDUCED_LIMITS
 
@@ -128,11 +131,10 @@ class PyTorch:
         """
         draw = system_of(model.system).sample_inputs
         for number, case in enumerate(CASES):
-            known = draw(np.random.default_rng(number), case)
-            inputs = {tensor.name: known[tensor.name] for tensor in model.inputs}
+            inputs = self._inputs(model, draw(np.random.default_rng(number), case))
             actual = runner({name: value.numpy() for name, value in inputs.items()})
             for name, value in run_step(module, model, inputs).items():
-                figure = compare(value.numpy(), actual[name])
+                figure = distance(value.numpy(), actual[name])
                 violations = figure.violations(**asdict(self.limits))
                 if violations:
                     return f"{name}: {'; '.join(violations)}"

@@ -206,6 +206,29 @@ def test_two_systems_share_a_repository(
         export_checkpoint(checkpoint, repository, runtime="pytorch")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_forms_of_the_networks_pass_the_gate(
+    checkpoint: Path, tmp_path: Path, precision: str
+) -> None:
+    """PyTorch's own, with the attention as a python step on the fused operator."""
+    said: list[str] = []
+    manifest = export_checkpoint(
+        checkpoint,
+        tmp_path / "repository",
+        runtime="pytorch",
+        precision=precision,
+        similarity="kernel" if precision == "fp32" else "runtime",
+        progress=said.append,
+    )
+    kernel = manifest.models["latent_map"]["file"] == "checkpoint.safetensors"
+    assert kernel == (precision == "fp32")
+    step = tmp_path / "repository" / "latent_map" / "1" / "model.py"
+    assert step.exists() == kernel
+    # Rounding shows where it is wanted, and nowhere else.
+    error = manifest.models["latent_encode"]["parity"]["max_abs"]
+    assert (error > 1e-4) == (precision == "bf16")
+
+
 def test_a_result_is_the_file_that_was_asked_for(server: str) -> None:
     file = io.BytesIO()
     Image.fromarray(photo(64, 96)).save(file, "TIFF")
