@@ -112,8 +112,10 @@ class MixedPrecision(nn.Module):
         kept = {
             p for tone in self.module.modules() if isinstance(tone, Tone) for p in tone.modules()
         }
+        # TensorRT for RTX 1.7 builds transposed convolutions in float16 and not in bfloat16.
+        kinds = (nn.Conv2d, nn.Linear, *([nn.ConvTranspose2d] if precision == "fp16" else []))
         for layer in self.module.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and layer not in kept:
+            if isinstance(layer, kinds) and layer not in kept:
                 layer.to(DTYPES[precision])
         self._half_warp = half_warp
 
