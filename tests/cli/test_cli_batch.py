@@ -227,6 +227,20 @@ def test_an_interrupt_ends_in_order(begin, batch, verify, server, fake, scans, t
     assert verify("--allow-failed").returncode == 0
 
 
+def test_a_system_is_passed_on_and_stays(batch, server, fake):
+    server.models["latent_photo"] = "READY"
+    server.answer = fake.answer_photo
+    done = batch("--system", "latent")
+    assert done.returncode == 1, done.stderr  # for the damaged ones
+    assert {request.model_name for request in server.requests} == {"latent_photo"}
+    other = batch()
+    assert other.returncode == 1
+    assert "system" in other.stderr
+    wrong = batch("--system", "latent", "--force-color")
+    assert wrong.returncode == 2
+    assert "--system latent adds no colours" in wrong.stderr
+
+
 def test_the_choice_of_options_stays(batch):
     batch("--no-color")
     done = batch("--jobs", "5")
