@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from pikfix.client import AsyncPikFixClient
 from pikfix.gateway.door import Door
-from pikfix.gateway.health import Canary
+from pikfix.gateway.health import Canary, Systems
 from pikfix.gateway.library import Library
 from pikfix.gateway.metrics import Metrics
 from pikfix.gateway.pictures import add_service
@@ -52,6 +52,7 @@ def create_app(settings: Settings, connect: Callable[[], AsyncPikFixClient]) -> 
         try:
             async with connect() as client:
                 gateway.canary = Canary(client)
+                gateway.systems = Systems(client)
                 gateway.restorer = Restorer(
                     client, gateway.store, settings, gateway.metrics, library
                 )

@@ -1,17 +1,25 @@
-"""Whether the server restores photos: a tiny one is sent, unless one has just come back."""
+"""Whether the server restores photos, and by which systems.
+
+A tiny photo is sent, unless one has just come back.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 
 import numpy as np
 
 from pikfix.client import AsyncPikFixClient, DeadlineExceededError, PikFixError, ServerBusyError
+from pikfix.gateway.options import SYSTEMS
 from pikfix.gateway.problems import Problem, problem_of
 
 _FRESH_S = 10.0
 _SIDE = 32
+SYSTEMS_FRESH_S = 1.0
+_SYSTEMS_TIMEOUT_S = 2.0
 
 
 class Canary:
@@ -61,3 +69,31 @@ class Canary:
             problem.status = 503
             return "unhealthy", problem
         return "healthy", None
+
+
+class Systems:
+    """Asks the server which systems are ready, at most once in a second: everybody may ask here.
+
+    Args:
+        client: the connection to the server.
+    """
+
+    def __init__(self, client: AsyncPikFixClient) -> None:
+        self._client = client
+        self._lock = asyncio.Lock()
+        self._asked_at = -math.inf
+        self._found: list[str] = []
+
+    async def ready(self) -> list[str]:
+        """The names that the option `system` may have now; none where the server is away."""
+        async with self._lock:
+            if time.monotonic() - self._asked_at >= SYSTEMS_FRESH_S:
+                ready = await asyncio.gather(*map(self._is_ready, SYSTEMS))
+                self._found = [name for name, yes in zip(SYSTEMS, ready, strict=True) if yes]
+                self._asked_at = time.monotonic()
+            return self._found
+
+    async def _is_ready(self, system: str) -> bool:
+        with contextlib.suppress(PikFixError, asyncio.TimeoutError):
+            return await asyncio.wait_for(self._client.is_ready(system), _SYSTEMS_TIMEOUT_S)
+        return False

@@ -45,6 +45,9 @@ def _model() -> type[BaseModel]:
 Options = _model()
 """A model with a field for each keyword of ``AsyncPikFixClient.restore`` that is plain JSON."""
 
+SYSTEMS: tuple[str, ...] = typing.get_args(Options.model_fields["system"].annotation)
+"""What the option `system` may be, the default first."""
+
 
 def read_options(text: str | None) -> dict[str, Any]:
     """Return the options that a request names.

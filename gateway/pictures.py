@@ -51,6 +51,7 @@ class ServiceView(BaseModel):
     in_flight: int
     library: bool
     token: bool
+    systems: list[str]
 
 
 def result_name(job: Job, format: str) -> str:
@@ -103,6 +104,13 @@ def add_pictures(router: APIRouter, gateway: Gateway) -> None:
     def job_of(number: str, request: Request) -> Job:
         return gateway.restorer.get(number, request.scope["pikfix.owner"])
 
+    async def sent(path: Path, name: str, side: int | None) -> Response:
+        if side is not None:
+            return _jpeg(await gateway.previews.small(path, side))
+        # A stranger's file is nothing that a browser may take for a page.
+        kind = "application/octet-stream"
+        return FileResponse(path, media_type=kind, filename=name, headers=PRIVATE)
+
     @router.get(
         "/{number}/picture",
         response_model=None,
@@ -139,12 +147,24 @@ def add_pictures(router: APIRouter, gateway: Gateway) -> None:
     async def photo(number: str, request: Request, side: Side = None) -> Response:
         """The photo's own file, or a JPEG of it."""
         job = job_of(number, request)
-        path = gateway.store.photo(job)
-        if side is not None:
-            return _jpeg(await gateway.previews.small(path, side))
-        # A stranger's file is nothing that a browser may take for a page.
-        kind = "application/octet-stream"
-        return FileResponse(path, media_type=kind, filename=job.name, headers=PRIVATE)
+        return await sent(gateway.store.photo(job), job.name, side)
+
+    @router.get(
+        "/{number}/mask",
+        response_model=None,
+        summary="The mask that was sent",
+        responses={
+            **_binary("image/jpeg", "application/octet-stream"),
+            **problems(401, 404, 422),
+        },
+    )
+    async def mask(number: str, request: Request, side: Side = None) -> Response:
+        """The mask's own file, or a JPEG of it."""
+        job = job_of(number, request)
+        path = gateway.store.mask(job)
+        if path is None:
+            raise Problem(404, "not_found", "There is no mask", "the photo was sent without one")
+        return await sent(path, f"{Path(job.name).stem or 'photo'}-mask", side)
 
     @router.get(
         "/{number}/references", summary="The library's references", responses=problems(401, 404)
@@ -178,7 +198,7 @@ def add_service(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/service", tags=["operations"])
     async def service() -> ServiceView:
-        """Limits, and whether there are a library and tokens."""
+        """Limits, whether there are a library and tokens, and the systems that are ready now."""
         settings = gateway.settings
         return ServiceView(
             version=app.version,
@@ -187,6 +207,7 @@ def add_service(app: FastAPI, gateway: Gateway) -> None:
             in_flight=settings.in_flight,
             library=gateway.library is not None,
             token=settings.tokens is not None,
+            systems=await gateway.systems.ready(),
         )
 
     @app.get(

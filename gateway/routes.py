@@ -20,7 +20,7 @@ from pikfix.gateway.problems import Problem
 from pikfix.gateway.schema import PICTURES, RestorationView, problems, upload_form
 from pikfix.gateway.shared import PRIVATE, Gateway
 from pikfix.gateway.store import Job
-from pikfix.gateway.uploads import read_form, save_files, texts
+from pikfix.gateway.uploads import Earlier, kept, read_form, save_files, texts
 
 _HEARTBEAT_S = 10.0
 _LONGEST_KEY = 200
@@ -150,7 +150,8 @@ async def _store(gateway: Gateway, request: Request, owner: str, key: str | None
                 raise no_library()
             await gateway.library.path_of(name)
         before = [gateway.restorer.get(one, owner) for one in texts(form, "again")]
-        again = [(one.name, gateway.store.photo(one)) for one in before]
+        keep = kept(form)
+        again = [_earlier(gateway, one, keep) for one in before]
         incoming = stack.enter_context(gateway.store.incoming())
         name, size, references = await save_files(form, again, incoming, gateway.settings)
         job = Job(
@@ -166,6 +167,15 @@ async def _store(gateway: Gateway, request: Request, owner: str, key: str | None
         )
         await asyncio.to_thread(gateway.store.accept, job, incoming)
     return job
+
+
+def _earlier(gateway: Gateway, job: Job, keep: frozenset[str]) -> Earlier:
+    store = gateway.store
+    numbers = range(job.references if "references" in keep else 0)
+    references = tuple(store.reference(job, number) for number in numbers)
+    return Earlier(
+        job.name, store.photo(job), references, store.mask(job) if "mask" in keep else None
+    )
 
 
 async def _while_connected(request: Request, coroutine: Coroutine[Any, Any, None]) -> bool:

@@ -12,6 +12,7 @@ from pikfix.gateway.options import Options
 from pikfix.gateway.problems import MEDIA_TYPE
 from pikfix.gateway.restorer import Restorer
 from pikfix.gateway.store import Job
+from pikfix.gateway.uploads import KEEP
 
 PICTURES: dict[str, str] = {
     "jpeg": "image/jpeg",
@@ -82,6 +83,7 @@ class RestorationView(BaseModel):
                     "state": "done",
                     "photo": {"name": "old.jpg", "bytes": 318442},
                     "references": 0,
+                    "mask": False,
                     "library": [],
                     "options": {"quality": 90},
                     "ahead": 0,
@@ -106,6 +108,7 @@ class RestorationView(BaseModel):
     state: Literal["queued", "running", "done", "failed"]
     photo: PhotoView
     references: int = Field(description="References that were sent.")
+    mask: bool = Field(description="Whether a mask was sent.")
     library: list[str] = Field(description="Pictures of the server's library that were asked for.")
     options: dict[str, Any]
     ahead: int = Field(description="Restorations that are begun before this one.")
@@ -125,12 +128,14 @@ def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(round(seconds, 3), timezone.utc)
 
 
-def view(job: Job, restorer: Restorer, keep_seconds: float) -> RestorationView:
+def view(job: Job, restorer: Restorer, keep_seconds: float, *, mask: bool) -> RestorationView:
     """How a restoration is now."""
     place = f"/v1/restorations/{job.id}"
     links = {"self": place, "events": f"{place}/events", "photo": f"{place}/photo"}
     if job.state == "done":
         links["picture"] = f"{place}/picture"
+    if mask:
+        links["mask"] = f"{place}/mask"
     created = _moment(job.created)
     assert created is not None  # for the type checker
     return RestorationView(
@@ -138,6 +143,7 @@ def view(job: Job, restorer: Restorer, keep_seconds: float) -> RestorationView:
         state=job.state,
         photo=PhotoView(name=job.name, bytes=job.size),
         references=job.references,
+        mask=mask,
         library=list(job.library),
         options=job.options,
         ahead=restorer.ahead(job),
@@ -190,6 +196,12 @@ def upload_form(references: int) -> dict[str, Any]:
                                 "type": "string",
                                 "description": "Instead of photo: the id of an earlier "
                                 "restoration whose photo is taken again.",
+                            },
+                            "keep": {
+                                "type": "array",
+                                "items": {"enum": list(KEEP)},
+                                "description": "With again: what else of the earlier restoration "
+                                "is taken again.",
                             },
                             "reference": {
                                 "type": "array",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pikfix.gateway.health import Canary
+from pikfix.gateway.health import Canary, Systems
 from pikfix.gateway.library import Library
 from pikfix.gateway.metrics import Metrics
 from pikfix.gateway.previews import Previews
@@ -24,12 +24,14 @@ class Gateway:
         metrics: what Prometheus may know.
         restorer: the queue.
         canary: the server's health.
+        systems: those that are ready.
         previews: pictures for browsers.
         library: the server's references, where they are at hand.
     """
 
     restorer: Restorer
     canary: Canary
+    systems: Systems
 
     def __init__(
         self, settings: Settings, store: Store, metrics: Metrics, library: Library | None
@@ -42,4 +44,5 @@ class Gateway:
 
     def view(self, job: Job) -> RestorationView:
         """How a restoration is now."""
-        return view(job, self.restorer, self.settings.keep_seconds)
+        mask = self.store.mask(job) is not None
+        return view(job, self.restorer, self.settings.keep_seconds, mask=mask)

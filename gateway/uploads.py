@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -16,9 +17,28 @@ from starlette.requests import Request
 from pikfix.gateway.problems import Problem
 from pikfix.gateway.settings import Settings
 
-FIELDS = ("photo", "again", "reference", "mask", "library", "options")
+FIELDS = ("photo", "again", "keep", "reference", "mask", "library", "options")
+KEEP = ("references", "mask")
+"""What else of an earlier restoration can be taken again with its photo."""
 _LONGEST_NAME = 150
 _FIELD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is taken from an earlier restoration.
+
+    Attributes:
+        name: of its photo, to show.
+        photo: its photo's file.
+        references: files of those of its references that are taken again.
+        mask: file of its mask, where that is taken again.
+    """
+
+    name: str
+    photo: Path
+    references: tuple[Path, ...] = ()
+    mask: Path | None = None
 
 
 def clean_name(name: str | None) -> str:
@@ -57,6 +77,21 @@ def texts(form: FormData, name: str) -> list[str]:
     return [str(value) for value in values]
 
 
+def kept(form: FormData) -> frozenset[str]:
+    """Which of :data:`KEEP` a form asks for.
+
+    Raises:
+        Problem: 400; it is none of them, or there is no earlier restoration to take it from.
+    """
+    asked = texts(form, "keep")
+    for one in asked:
+        if one not in KEEP:
+            raise _bad(f"keep must be one of {', '.join(KEEP)}, got {one[:100]!r}")
+    if asked and not texts(form, "again"):
+        raise _bad("keep is of an earlier restoration: name it as again, or leave keep out")
+    return frozenset(asked)
+
+
 def _copy(source: BinaryIO, target: Path) -> None:
     source.seek(0)
     with target.open("xb") as file:
@@ -75,7 +110,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
     try:
         form = await request.form(
             max_files=settings.references + 2,  # photo and mask
-            max_fields=settings.references + 4,
+            max_fields=settings.references + 6,
             max_part_size=_FIELD_BYTES,
         )
     except HTTPException as error:
@@ -87,13 +122,14 @@ async def read_form(request: Request, settings: Settings) -> FormData:
 
 
 async def save_files(
-    form: FormData, again: Sequence[tuple[str, Path]], folder: Path, settings: Settings
+    form: FormData, again: Sequence[Earlier], folder: Path, settings: Settings
 ) -> tuple[str, int, int]:
     """Write photo, mask and references of a form into a folder.
 
     Args:
         form: the request's.
-        again: name and file of each photo of an earlier restoration that was asked for.
+        again: each earlier restoration that was asked for; its references come before the new ones,
+            and a new mask goes before its own.
         folder: where they go.
         settings: how many references.
 
@@ -110,8 +146,9 @@ async def save_files(
         raise _bad(
             f"send one file as photo, got {len(photos) + len(again)}; each photo is a request"
         )
-    if len(references) > settings.references:
-        raise _bad(f"send at most {settings.references} references, got {len(references)}")
+    count = len(references) + sum(len(one.references) for one in again)
+    if count > settings.references:
+        raise _bad(f"send at most {settings.references} references, got {count}")
     if not all(photo.size for photo in photos):
         raise _bad("the photo is empty: send the complete file", "bad_photo", 422)
     if not all(reference.size for reference in references):
@@ -119,22 +156,28 @@ async def save_files(
     if len(masks) > 1 or not all(mask.size for mask in masks):
         raise _bad("send at most one mask, a complete picture file")
     await asyncio.to_thread(_copy_all, photos, again, references, masks, folder)
-    name = again[0][0] if again else clean_name(photos[0].filename)
-    return name, (folder / "photo").stat().st_size, len(references)
+    name = again[0].name if again else clean_name(photos[0].filename)
+    return name, (folder / "photo").stat().st_size, count
 
 
 def _copy_all(
     photos: Sequence[UploadFile],
-    again: Sequence[tuple[str, Path]],
+    again: Sequence[Earlier],
     references: Sequence[UploadFile],
     masks: Sequence[UploadFile],
     folder: Path,
 ) -> None:
     for photo in photos:
         _copy(photo.file, folder / "photo")
-    for _, path in again:
-        (folder / "photo").hardlink_to(path)  # nobody changes a photo
-    for number, reference in enumerate(references):
+    # Links will do: nobody changes a file that was sent.
+    earlier = [path for one in again for path in one.references]
+    for one in again:
+        (folder / "photo").hardlink_to(one.photo)
+        if one.mask is not None and not masks:
+            (folder / "mask").hardlink_to(one.mask)
+    for number, path in enumerate(earlier):
+        (folder / f"reference-{number}").hardlink_to(path)
+    for number, reference in enumerate(references, len(earlier)):
         _copy(reference.file, folder / f"reference-{number}")
     for mask in masks:
         _copy(mask.file, folder / "mask")

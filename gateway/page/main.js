@@ -1,6 +1,10 @@
 // Wires the page: photos come in, the list tells of them, the chosen one is shown.
 
+import { Alternatives } from "./alternatives.js";
 import { call, pictureUrl } from "./api.js";
+import { listenForPhotos } from "./intake.js";
+import { Choices, NextOptions, takesReferences } from "./options.js";
+import { Painter } from "./painter.js";
 import { Queue } from "./queue.js";
 import { sentencesOf, shareOf, stateOf } from "./words.js";
 import { Viewer } from "./viewer.js";
@@ -10,11 +14,14 @@ const SHOWN_BY_BROWSERS = { jpeg: "image/jpeg", png: "image/png", webp: "image/w
 const PREVIEW_SIDE = 4096;
 
 const viewer = new Viewer();
+const painter = new Painter(viewer, { say, fail, send: (item, mask) => restoreAgain(item, { mask }) });
+const alternatives = new Alternatives({ restoreAgain, keepUrl });
+const again = new Choices(element("again-choices"));
+let next;
 let service;
 let queue;
 let chosen = null;
 let shown = null; // the id whose pictures are on the stage
-let own = [];
 
 function say(text) {
   element("status").textContent = text;
@@ -31,17 +38,8 @@ function fail(problem) {
 
 // --- photos come in ---
 
-function optionsNow() {
-  const colours = document.querySelector("input[name=colours]:checked").value;
-  const options = {};
-  if (colours === "none") options.color = false;
-  if (element("force-photo").checked) options.force_photo = true;
-  if (element("format").value) options.format = element("format").value;
-  return { options, references: colours === "own" ? own : [] };
-}
-
 function add(files) {
-  const { options, references } = optionsNow();
+  const { options, references } = next;
   const weight = references.reduce((sum, one) => sum + one.size, 0);
   const items = files.map((file) => {
     const name = file.name || "pasted.png";
@@ -58,53 +56,21 @@ function add(files) {
   say(items.length === 1 ? `${items[0].name} was added` : `${items.length} photos were added`);
 }
 
-function restoreAgain(item, { library = [], options = {} }) {
+/** Restore a photo once more, as before but for what is given; `mask` null takes its mask away. */
+function restoreAgain(item, { library, mask, options = item.job.options }) {
   const { job } = item;
+  const coloured = takesReferences(options.system);
   const form = () => {
     const data = new FormData();
     data.append("again", job.id);
-    data.append("options", JSON.stringify({ ...job.options, ...options }));
-    for (const name of library) data.append("library", name);
+    data.append("options", JSON.stringify(options));
+    if (coloured) for (const name of library ?? job.library) data.append("library", name);
+    if (coloured && !library && job.references) data.append("keep", "references");
+    if (mask === undefined && job.mask) data.append("keep", "mask");
+    if (mask) data.append("mask", mask, "mask.png");
     return data;
   };
-  choose(queue.add(item.name, 0, form));
-}
-
-function listenForPhotos() {
-  element("files").addEventListener("change", (event) => {
-    if (event.target.files.length) add([...event.target.files]);
-    event.target.value = "";
-  });
-  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-  document.addEventListener("dragover", (event) => {
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    document.body.classList.add("over");
-  });
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) document.body.classList.remove("over");
-  });
-  document.addEventListener("drop", (event) => {
-    document.body.classList.remove("over");
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    if (event.dataTransfer.files.length) add([...event.dataTransfer.files]);
-  });
-  document.addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
-    event.preventDefault();
-    add(files);
-  });
-  for (const radio of document.querySelectorAll("input[name=colours]")) {
-    radio.addEventListener("change", () => {
-      element("own").hidden = radio.value !== "own";
-    });
-  }
-  element("references").addEventListener("change", (event) => {
-    own = [...event.target.files].slice(0, service.references);
-    element("own-list").replaceChildren(...own.map((file) => row(file.name)));
-  });
+  choose(queue.add(item.name, mask?.size ?? 0, form));
 }
 
 function row(text) {
@@ -173,6 +139,7 @@ function drawList() {
 // --- the chosen photo ---
 
 function choose(item) {
+  if (item !== chosen) painter.close();
   chosen = item;
   drawList();
   drawChosen();
@@ -244,7 +211,8 @@ async function showPictures(item) {
   if (!colours) element("strength-value").textContent = `100 %, as browsers do not show ${report.result.format.toUpperCase()}`;
   element("strength-label").hidden = !report.colorized;
   element("report").replaceChildren(...sentencesOf(item.job).map(row));
-  drawAlternatives(item);
+  alternatives.show(item, service);
+  drawAgain(item);
   element("viewer").hidden = false;
   viewer.show(report.result.width, report.result.height);
   await Promise.all([
@@ -289,6 +257,7 @@ async function download() {
 }
 
 async function remove(item) {
+  painter.forget(item);
   if (item === chosen) {
     chosen = null;
     shown = null;
@@ -301,62 +270,46 @@ async function remove(item) {
   say(`${item.name} is deleted`);
 }
 
-// --- references of the library ---
+// --- the same photo otherwise ---
 
-function drawAlternatives(item) {
-  const { report, options } = item.job;
-  const graphic = report.photo.content !== "photo";
-  const part = element("alternatives");
-  part.hidden = !(graphic || (service.library && options.color !== false));
-  element("ranked").replaceChildren();
-  const button = element("rank");
-  button.disabled = false;
-  button.textContent = graphic ? "Restore it all the same" : "Show what else would suit";
-  part.querySelector("h3").textContent = graphic ? "Not a photo?" : "Other references";
-  element("alternatives-text").textContent = graphic
-    ? "Text and drawings are left alone, since the networks know photos."
-    : "The library can give the photo the colours of another picture.";
+function drawAgain(item) {
+  const { options, report } = item.job;
+  const photo = report.photo.content === "photo";
+  element("mark").hidden = element("otherwise").hidden = !photo;
+  offerAgain(item);
+  again.options = options;
+  again.allowColours(options.color !== false);
 }
 
-async function rank() {
-  const item = chosen;
-  if (item.job.report.photo.content !== "photo") {
-    restoreAgain(item, { options: { force_photo: true } });
+function offerAgain({ job }) {
+  again.offer([...new Set([...service.systems, job.options.system ?? "pikfix"])]);
+}
+
+function restoreOtherwise() {
+  const { strength, keep_color: keep, system, ...others } = chosen.job.options;
+  restoreAgain(chosen, { options: { ...others, ...again.options } });
+}
+
+function mark() {
+  if (painter.isOpen) {
+    painter.close();
     return;
   }
-  const button = element("rank");
-  button.disabled = true;
-  button.textContent = "Ranking the library …";
-  try {
-    const ranked = await (await call(`v1/restorations/${item.id}/references`)).json();
-    if (item !== chosen) return;
-    const used = new Set(item.job.report.references.map((one) => one.name));
-    element("ranked").replaceChildren(...ranked.map((one) => alternative(item, one, used.has(one.name))));
-    button.textContent = ranked.length ? "Ranked, the best first" : "The library has no other picture";
-  } catch (problem) {
-    button.disabled = false;
-    button.textContent = "Show what else would suit";
-    throw problem;
-  }
+  const item = chosen;
+  const earlier = async () => {
+    if (!item.job.mask) return null;
+    const image = new Image();
+    await load(image, `v1/restorations/${item.id}/mask`, "png");
+    return image;
+  };
+  painter.open(item, earlier).catch(fail);
 }
 
-function alternative(item, one, used) {
-  const line = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.setAttribute("aria-pressed", String(used));
-  const picture = document.createElement("img");
-  picture.alt = "";
-  const text = document.createElement("span");
-  text.textContent = `${one.name}, ${one.score.toFixed(2)}${one.suits ? "" : ", hardly suits"}${used ? ", used here" : ""}`;
-  button.append(picture, text);
-  button.addEventListener("click", () => restoreAgain(item, { library: [one.name], options: { color: true } }));
-  line.append(button);
-  pictureUrl(`v1/library/thumbnail?name=${encodeURIComponent(one.name)}`, "image/jpeg").then(
-    (url) => (picture.src = keepUrl(url)),
-    () => {},
-  );
-  return line;
+/** Systems come and go with the server's models. */
+async function askSystems() {
+  service = await (await call("service")).json();
+  next.offer(service.systems);
+  if (chosen?.state === "done") offerAgain(chosen);
 }
 
 // --- begin ---
@@ -366,24 +319,35 @@ async function begin() {
   element("auto-text").textContent = service.library
     ? "Automatic, after the most alike of the server’s library"
     : "Automatic, where the server has a library; grey otherwise";
+  next = new NextOptions(service.references);
+  next.offer(service.systems);
+  next.restore();
   queue = new Queue(service);
   queue.addEventListener("change", ({ detail: item }) => {
     drawList();
     if (item === chosen) {
-      if (!queue.items.includes(item)) chosen = null;
+      if (!queue.items.includes(item)) {
+        painter.forget(item);
+        chosen = null;
+      }
       drawChosen();
     }
     if (item.state === "done" && !item.announced) say(`${item.name} is ready`);
     if (item.state === "failed" && !item.announced) say(`${item.name} failed: ${item.problem?.message}`);
     item.announced = item.state === "done" || item.state === "failed";
   });
-  listenForPhotos();
+  listenForPhotos(add);
   element("strength").addEventListener("input", (event) => {
     loadGrey().then(() => setStrength(event.target.value), fail);
   });
   element("download").addEventListener("click", () => download().catch(fail));
   element("delete").addEventListener("click", () => remove(chosen).catch(fail));
-  element("rank").addEventListener("click", () => rank().catch(fail));
+  element("rank").addEventListener("click", () => alternatives.open().catch(fail));
+  element("redo").addEventListener("click", restoreOtherwise);
+  element("mark").addEventListener("click", mark);
+  for (const id of ["options", "otherwise"]) {
+    element(id).addEventListener("toggle", (event) => event.target.open && askSystems().catch(fail));
+  }
   setInterval(() => queue.items.filter((one) => one.state === "running").forEach(drawRow), 1000);
   await queue.restore();
   drawList();

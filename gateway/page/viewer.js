@@ -12,6 +12,8 @@ export class Viewer {
   #fitted = true;
   #pointers = new Map();
   #drag = null;
+  /** What a pointer and the keys do in place of moving the picture: begin, extend, end, cancel, key, moved. */
+  tool = null;
 
   constructor() {
     this.stage = element("stage");
@@ -25,6 +27,7 @@ export class Viewer {
     this.stage.addEventListener("keydown", (event) => this.#key(event));
     this.stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     this.stage.addEventListener("dblclick", (event) => {
+      if (this.tool) return;
       if (this.#fitted) this.zoom(1 / devicePixelRatio / this.#scale, event);
       else this.fit();
     });
@@ -90,6 +93,36 @@ export class Viewer {
     this.#draw();
   }
 
+  /** Where of the picture an event is, in its pixels. */
+  placeOf(event) {
+    const box = this.stage.getBoundingClientRect();
+    return [(event.clientX - box.left - this.#left) / this.#scale, (event.clientY - box.top - this.#top) / this.#scale];
+  }
+
+  /** Where in the stage a place of the picture is, in pixels of the screen. */
+  inStage([x, y]) {
+    return [this.#left + x * this.#scale, this.#top + y * this.#scale];
+  }
+
+  /** The place of the picture in the middle of what is seen of it. */
+  get middle() {
+    const { clientWidth: width, clientHeight: height } = this.stage;
+    return [(width / 2 - this.#left) / this.#scale, (height / 2 - this.#top) / this.#scale];
+  }
+
+  /** Pixels of the screen to one of the picture. */
+  get scale() {
+    return this.#scale;
+  }
+
+  /** Move the picture as far as is needed to see a place of it. */
+  reveal(place) {
+    const [x, y] = this.inStage(place);
+    const { clientWidth: width, clientHeight: height } = this.stage;
+    const by = [Math.min(Math.max(x, 0), width) - x, Math.min(Math.max(y, 0), height) - y];
+    if (by[0] || by[1]) this.pan(...by);
+  }
+
   /** Where the divider is in the stage: it travels over what is seen of the picture. */
   #edges() {
     const right = this.#left + this.#size[0] * this.#scale;
@@ -115,6 +148,7 @@ export class Viewer {
     element("divider").style.left = `${at}px`;
     element("zoom").textContent = `${Math.round(100 * this.#scale * devicePixelRatio)} %`;
     this.wipe.setAttribute("aria-valuetext", `${100 - this.wipe.value} % of what is seen is the result`);
+    this.tool?.moved();
   }
 
   #wipeTo(event) {
@@ -125,6 +159,7 @@ export class Viewer {
   }
 
   #key(event) {
+    if (this.tool?.key(event)) return;
     const step = event.shiftKey ? 200 : 50;
     const done = {
       ArrowLeft: () => this.pan(step, 0),
@@ -153,13 +188,24 @@ export class Viewer {
     this.#pointers.set(event.pointerId, event);
     const x = event.clientX - this.stage.getBoundingClientRect().left;
     const near = Math.abs(x - this.#divider) < NEAR;
-    if (this.#pointers.size === 1) this.#drag = near || this.#fitted ? "divider" : "picture";
-    else this.#drag = "pinch";
+    if (this.#pointers.size > 1) {
+      if (this.#drag === "tool") this.tool?.cancel();
+      this.#drag = "pinch";
+    } else if (this.tool) {
+      this.#drag = "tool";
+      this.tool.begin(this.placeOf(event));
+    } else this.#drag = near || this.#fitted ? "divider" : "picture";
   }
 
   #move(event) {
+    this.tool?.hover(this.placeOf(event));
     const before = this.#pointers.get(event.pointerId);
     if (!before) return;
+    if (this.#drag === "tool") {
+      // A browser gathers what a quick hand did between two frames.
+      const all = event.getCoalescedEvents?.() ?? [];
+      for (const one of all.length ? all : [event]) this.tool?.extend(this.placeOf(one));
+    }
     if (this.#drag === "divider") this.#wipeTo(event);
     if (this.#drag === "picture") this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
     if (this.#drag === "pinch" && this.#pointers.size === 2) {
@@ -173,6 +219,7 @@ export class Viewer {
 
   #up(event) {
     this.#pointers.delete(event.pointerId);
+    if (this.#drag === "tool") event.type === "pointerup" ? this.tool?.end() : this.tool?.cancel();
     if (!this.#pointers.size) this.#drag = null;
   }
 }

@@ -50,15 +50,22 @@ function references(report) {
 }
 
 /** What was done with a photo, a sentence each. */
-export function sentencesOf({ report, options }) {
+export function sentencesOf({ report, options, mask }) {
   const { photo, result, seconds } = report;
   const lines = [];
   if (photo.content !== "photo") {
     lines.push("This looks like a page of text or a drawing, so it came back as it was.");
   } else {
-    lines.push("Scratches, holes and grain were taken away by a network: what it put in their place is a guess.");
+    const strength = options.strength ?? 1;
+    if (strength > 0) {
+      const share = strength < 1 ? ` by ${percent(strength)}` : "";
+      lines.push(`Scratches, holes and grain were taken away by a network${share}: what it put in their place is a guess.`);
+    } else lines.push("The tones were left as they were, as a strength of 0 % was asked for.");
+    if (mask) lines.push("What was marked by hand was filled: what is there now is a guess.");
     if (photo.rectangle) lines.push("The border around the photo was left as it was.");
-    if (report.colorized) {
+    if (report.kept_colors) {
+      lines.push("The colours are the photo’s own.");
+    } else if (report.colorized) {
       lines.push(`The colours are invented. They were taken from ${references(report).join(" and ") || "the network alone"}.`);
       if (report.mean_confidence !== null) {
         lines.push(

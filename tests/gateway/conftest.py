@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
+import shutil
 import threading
 import time
 
@@ -17,6 +19,8 @@ from PIL import Image
 from pikfix.client import InvalidPhotoError, Report, RestoredPhoto
 from pikfix.gateway import Settings, create_app
 from pikfix.gateway.server import listen, make_server
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def png(value=90, size=(64, 48)):
@@ -38,6 +42,7 @@ class FakeClient:
         most: photos in flight at a time, at most.
         cancelled: calls that were cancelled.
         canaries: arrays that were sent instead of files.
+        systems: those that are ready.
     """
 
     def __init__(self):
@@ -47,6 +52,10 @@ class FakeClient:
         self.now = self.most = 0
         self.delay = 0.0
         self.library = None
+        self.systems = {"pikfix"}
+
+    async def is_ready(self, system="pikfix"):
+        return set(system.split("+")) <= self.systems
 
     async def __aenter__(self):
         return self
@@ -177,6 +186,13 @@ def fake():
 
 
 @pytest.fixture
+def latent(fake, monkeypatch):
+    """Call it to have latent translation on the server from then on."""
+    monkeypatch.setattr("pikfix.gateway.health.SYSTEMS_FRESH_S", 0)
+    return lambda: fake.systems.add("latent")
+
+
+@pytest.fixture
 def start(tmp_path, fake):
     """Start a gateway with other settings; it ends with the test."""
     with contextlib.ExitStack() as stack:
@@ -194,3 +210,44 @@ def start(tmp_path, fake):
 @pytest.fixture
 def gateway(start):
     return start()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        pytest.skip("there is no Chromium")
+    # As root, as in containers, Chromium has no sandbox.
+    words = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=words)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, gateway):
+    """The page, opened; nothing may fail in it, and nothing may be asked of another host."""
+    with browser.new_context(viewport={"width": 1100, "height": 800}) as context:
+        page = context.new_page()
+        page.set_default_timeout(20000)
+        page.troubles = []
+        page.on("pageerror", lambda error: page.troubles.append(str(error)))
+        page.on("console", lambda one: note(page, one))
+        page.on("request", lambda one: outside(page, one.url, gateway.url))
+        page.goto(gateway.url)
+        page.wait_for_selector("body[data-ready]")
+        yield page
+        assert page.troubles == []
+
+
+def note(page, message):
+    # An answer that is an error is a line of the console, too.
+    if message.type in ("error", "warning") and "the server responded with" not in message.text:
+        page.troubles.append(message.text)
+
+
+def outside(page, url, home):
+    if not url.startswith((home, f"blob:{home}")):
+        page.troubles.append(f"asked for {url}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from page_driver import DONE, TRANSFORMS, choose, is_loaded
 from PIL import Image
 
 from pikfix.photos import encode_photo
@@ -18,8 +17,6 @@ from pikfix.photos import encode_photo
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-DONE = "#viewer:not([hidden])"
 DROP = """([kind, name, text]) => {
     const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
     const data = new DataTransfer();
@@ -29,59 +26,6 @@ DROP = """([kind, name, text]) => {
         ? new ClipboardEvent("paste", {...more, clipboardData: data})
         : new DragEvent(kind, {...more, dataTransfer: data}));
 }"""
-TRANSFORMS = "() => [...document.querySelectorAll('.plane')].map((one) => one.style.transform)"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.skip("there is no Chromium")
-    # As root, as in containers, Chromium has no sandbox.
-    words = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=words)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, gateway):
-    """The page, opened; nothing may fail in it, and nothing may be asked of another host."""
-    with browser.new_context(viewport={"width": 1100, "height": 800}) as context:
-        page = context.new_page()
-        page.set_default_timeout(20000)
-        page.troubles = []
-        page.on("pageerror", lambda error: page.troubles.append(str(error)))
-        page.on("console", lambda one: note(page, one))
-        page.on("request", lambda one: outside(page, one.url, gateway.url))
-        page.goto(gateway.url)
-        page.wait_for_selector("body[data-ready]")
-        yield page
-        assert page.troubles == []
-
-
-def note(page, message):
-    # An answer that is an error is a line of the console, too.
-    if message.type in ("error", "warning") and "the server responded with" not in message.text:
-        page.troubles.append(message.text)
-
-
-def outside(page, url, home):
-    if not url.startswith((home, f"blob:{home}")):
-        page.troubles.append(f"asked for {url}")
-
-
-def choose(page, *photos, field="#files"):
-    files = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in photos]
-    page.set_input_files(field, files)
-
-
-def is_loaded(page):
-    page.wait_for_selector(DONE)
-    page.wait_for_function(
-        "() => ['before', 'after'].every((id) => document.getElementById(id).naturalWidth > 0)"
-    )
 
 
 def seen(page, share):
@@ -105,6 +49,12 @@ def check_accessibility(page):
     rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
     found = axe.run(page, options=rules).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    # axe takes a field for labelled that is only inside a label, also of another one.
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('input, select')]"
+        ".filter((one) => one.offsetParent && !one.labels.length).map((one) => one.outerHTML)"
+    )
+    assert nameless == []
 
 
 def test_a_photo_is_compared_with_its_result_and_saved(page, gateway, make_png):
@@ -202,6 +152,117 @@ def test_own_references_and_options_go_with_the_next_photos(page, fake, make_png
     is_loaded(page)
     options = {"force_photo": True, "format": "jpeg"}
     assert fake.calls == [(make_png(3), [make_png(1), make_png(2)], options)]
+
+
+def slide(field, value):
+    """Move a slider as a hand does; the page is told of both, the way and its end."""
+    field.evaluate(
+        """(one, value) => {
+            one.value = value;
+            const more = {bubbles: true};
+            one.dispatchEvent(new Event("input", more));
+            one.dispatchEvent(new Event("change", more));
+        }""",
+        str(value),
+    )
+
+
+def test_strength_and_own_colours_go_with_the_next_photos_and_are_remembered(page, fake, make_png):
+    page.click("#options summary")
+    options = page.locator("#options")
+    slide(options.get_by_label("Strength of the restoration"), 40)
+    options.get_by_label("Keep the colours that a photo has").check()
+    choose(page, ("a.png", make_png(3)))
+    is_loaded(page)
+    assert fake.calls[-1][2] == {"strength": 0.4, "keep_color": True}
+    page.reload()
+    is_loaded(page)
+    expect(options).to_have_attribute("open", "")
+    choose(page, ("b.png", make_png(4)))
+    expect(page.locator("#count")).to_have_text("(2 of 2 done)")
+    assert fake.calls[-1] == (make_png(4), [], {"strength": 0.4, "keep_color": True})
+    page.check("input[value=none]")
+    expect(options.get_by_label("Keep the colours that a photo has")).to_be_disabled()
+    slide(options.get_by_label("Strength of the restoration"), 100)
+    choose(page, ("c.png", make_png(5)))
+    expect(page.locator("#count")).to_have_text("(3 of 3 done)")
+    assert fake.calls[-1][2] == {"color": False}
+
+
+def test_a_photo_is_restored_otherwise_with_what_came_with_it(page, fake, make_png):
+    page.click("#options summary")
+    page.check("input[value=own]")
+    choose(page, ("red.png", make_png(1)), field="#references")
+    page.select_option("#format", "png")
+    choose(page, ("a.png", make_png(3)))
+    is_loaded(page)
+    page.click("#otherwise summary")
+    otherwise = page.locator("#otherwise")
+    slide(otherwise.get_by_label("Strength of the restoration"), 0)
+    otherwise.get_by_label("Keep the colours that a photo has").check()
+    page.click("#redo")
+    expect(page.locator("#count")).to_have_text("(2 of 2 done)")
+    more = {"format": "png", "strength": 0, "keep_color": True}
+    assert fake.calls[-1] == (make_png(3), [make_png(1)], more)
+    expect(page.locator("#report")).to_contain_text("The tones were left as they were")
+    slide(otherwise.get_by_label("Strength of the restoration"), 100)
+    otherwise.get_by_label("Keep the colours that a photo has").uncheck()
+    page.click("#redo")
+    expect(page.locator("#count")).to_have_text("(3 of 3 done)")
+    assert fake.calls[-1] == (make_png(3), [make_png(1)], {"format": "png"})
+
+
+def test_the_system_is_chosen_where_there_are_several(page, fake, latent, make_png):
+    page.click("#options summary")
+    system = page.locator("#next-choices select")
+    expect(system).to_be_hidden()
+    page.click("#options summary")
+    latent()
+    page.click("#options summary")
+    expect(page.locator("#options").get_by_label("Networks")).to_be_visible()
+    assert system.locator("option").evaluate_all("all => all.map((one) => one.value)") == [
+        "pikfix",
+        "latent",
+        "latent+pikfix",
+    ]
+    page.check("input[value=own]")
+    choose(page, ("red.png", make_png(1)), field="#references")
+    system.select_option("latent+pikfix")
+    choose(page, ("a.png", make_png(3)))
+    is_loaded(page)
+    assert fake.calls[-1] == (make_png(3), [make_png(1)], {"system": "latent+pikfix"})
+    system.select_option("latent")
+    expect(page.locator("input[value=own]")).to_be_disabled()
+    choose(page, ("b.png", make_png(4)))
+    expect(page.locator("#count")).to_have_text("(2 of 2 done)")
+    assert fake.calls[-1] == (make_png(4), [], {"system": "latent"})
+    is_loaded(page)
+    page.click("#otherwise summary")
+    page.locator("#again-choices select").select_option("pikfix")
+    page.click("#redo")
+    expect(page.locator("#count")).to_have_text("(3 of 3 done)")
+    assert fake.calls[-1] == (make_png(4), [], {})
+
+
+def test_a_system_that_is_away_for_a_while_stays_chosen(page, fake, latent, make_png):
+    latent()
+    page.click("#options summary")
+    system = page.locator("#next-choices select")
+    expect(system).to_be_visible()
+    system.select_option("latent+pikfix")
+    fake.systems.remove("latent")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.click("#options summary")
+    expect(page.locator("#force-photo")).to_be_visible()
+    expect(system).to_be_hidden()
+    page.check("#force-photo")
+    choose(page, ("a.png", make_png(3)))
+    is_loaded(page)
+    assert fake.calls[-1][2] == {"force_photo": True}
+    latent()
+    page.reload()
+    expect(system).to_have_value("latent+pikfix")
 
 
 def test_a_scan_that_browsers_do_not_read_is_shown_all_the_same(page, fake):
@@ -324,12 +385,17 @@ def test_another_reference_of_the_library_is_clicked(browser, start, fake, make_
     page.close()
 
 
-def test_a_phone_shows_everything_in_its_width(page, fake, make_png):
+def test_a_phone_shows_everything_in_its_width(page, fake, latent, make_png):
     fake.library = "a-very-long-name-of-a-reference-that-does-not-break-anywhere.jpg"
     page.set_viewport_size({"width": 360, "height": 740})
+    latent()
     page.click("#options summary")
+    expect(page.locator("#next-choices select")).to_be_visible()
     choose(page, ("a-long-name-" * 8 + ".png", make_png(90, (160, 120))))
     is_loaded(page)
+    page.click("#otherwise summary")
+    page.click("#mark")
+    expect(page.locator("#marking")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     small = page.evaluate(
         "[...document.querySelectorAll('button, .button')].filter((one) => one.offsetHeight)"
@@ -339,13 +405,19 @@ def test_a_phone_shows_everything_in_its_width(page, fake, make_png):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_rules_of_accessibility_hold_in_every_state(page, fake, make_png, scheme):
+def test_the_rules_of_accessibility_hold_in_every_state(page, fake, latent, make_png, scheme):
     page.emulate_media(color_scheme=scheme)
     fake.library = "harbour.jpg"
     check_accessibility(page)
     page.click("#options summary")
     choose(page, ("a.png", make_png(90)))
     is_loaded(page)
+    check_accessibility(page)
+    latent()
+    page.click("#otherwise summary")
+    expect(page.locator("#again-choices select")).to_be_visible()
+    page.click("#mark")
+    page.click("#stage")
     check_accessibility(page)
     choose(page, ("notes.txt", b"no picture"))
     expect(page.get_by_role("alert")).to_be_visible()
@@ -357,7 +429,7 @@ def test_everything_is_reached_by_the_keyboard(page, make_png):
     is_loaded(page)
     page.evaluate("document.activeElement.blur()")
     reached = []
-    for _ in range(20):
+    for _ in range(22):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate("document.activeElement.id || document.activeElement.className")
@@ -372,6 +444,7 @@ def test_everything_is_reached_by_the_keyboard(page, make_png):
         "fit",
         "full",
         "download",
+        "mark",
         "delete",
     ):
         assert name in reached, reached

@@ -10,6 +10,7 @@ import skimage.color
 from PIL import Image
 from skimage import data
 
+from pikfix.client import ServerUnreachableError
 from pikfix.gateway.previews import _fainter, faded
 from pikfix.photos import PhotoError, encode_photo
 from pikfix.references.errors import LibraryError
@@ -166,3 +167,82 @@ def test_without_a_library_there_is_none_to_ask(gateway):
 def test_a_library_that_cannot_be_used_is_named_before_anything_starts(start, tmp_path):
     with pytest.raises(LibraryError):
         start(library=tmp_path)
+
+
+def test_what_came_with_a_photo_is_kept_where_that_is_asked_for(gateway, fake, make_png):
+    photo, mask, new = make_png(1), make_png(2), make_png(6)
+    references = [make_png(3), make_png(4)]
+    files = [("photo", ("a.png", photo)), ("mask", ("m.png", mask))]
+    files += [("reference", ("r.png", one)) for one in references]
+    http = gateway.http
+    later = {"Prefer": "respond-async"}
+    first = gateway.finish(http.post("/v1/restorations", files=files, headers=later).json()["id"])
+    assert first["mask"] is True
+    assert http.get(first["links"]["mask"]).content == mask
+
+    def again(keep, *more):
+        form = [("again", (None, first["id"])), *[("keep", (None, one)) for one in keep], *more]
+        return http.post("/v1/restorations", files=form, headers=later)
+
+    ends = [gateway.finish(again(keep).json()["id"]) for keep in ((), ("mask",), ("references",))]
+    assert [one["mask"] for one in ends] == [False, True, False]
+    assert [one["references"] for one in ends] == [0, 0, 2]
+    everything = ("references", "mask")
+    more = [("mask", ("n.png", new)), ("reference", ("q.png", make_png(5)))]
+    gateway.finish(again(everything, *more).json()["id"])
+    assert fake.calls == [
+        (photo, references, {"mask": mask}),
+        (photo, [], {}),
+        (photo, [], {"mask": mask}),
+        (photo, references, {}),
+        (photo, [*references, make_png(5)], {"mask": new}),
+    ]
+    # What was taken from a restoration outlives it.
+    gateway.http.delete(first["links"]["self"])
+    assert http.get(f"/v1/restorations/{ends[1]['id']}/mask").content == mask
+    assert http.get(f"/v1/restorations/{ends[2]['id']}/mask").status_code == 404
+
+
+def test_what_cannot_be_kept_is_told(gateway, fake, make_png):
+    files = [("photo", ("a.png", make_png(1)))]
+    files += [("reference", ("r.png", make_png(2))) for _ in range(gateway.settings.references)]
+    post = gateway.http.post
+    later = {"Prefer": "respond-async"}
+    job = gateway.finish(post("/v1/restorations", files=files, headers=later).json()["id"])
+    again = [("again", (None, job["id"]))]
+    for form, said in (
+        ([*files, ("keep", (None, "mask"))], "keep is of an earlier restoration"),
+        ([*again, ("keep", (None, "photo"))], "keep must be one of references, mask"),
+        ([*again, ("keep", (None, "references")), files[1]], "send at most 8 references, got 9"),
+    ):
+        answer = post("/v1/restorations", files=form, headers=later)
+        assert (answer.status_code, said in answer.json()["detail"]) == (400, True), answer.text
+
+
+def test_the_systems_are_those_that_are_ready(gateway, fake, latent):
+    def systems():
+        return gateway.http.get("/service").json()["systems"]
+
+    assert systems() == ["pikfix"]
+    latent()
+    assert systems() == ["pikfix", "latent", "latent+pikfix"]
+
+    async def fails(_system):
+        raise ServerUnreachableError("nobody listens", url="127.0.0.1:1")
+
+    fake.is_ready = fails
+    assert systems() == []
+
+
+def test_the_server_is_asked_for_its_systems_once_in_a_while(gateway, fake, monkeypatch):
+    monkeypatch.setattr("pikfix.gateway.health.SYSTEMS_FRESH_S", 60)
+    asked = []
+
+    async def is_ready(system):
+        asked.append(system)
+        return system == "pikfix"
+
+    fake.is_ready = is_ready
+    answers = [gateway.http.get("/service").json()["systems"] for _ in range(5)]
+    assert answers == [["pikfix"]] * 5
+    assert sorted(asked) == ["latent", "latent+pikfix", "pikfix"]

@@ -29,6 +29,7 @@ def jpeg(pixels):
 
 PHOTO = jpeg(data.camera()[100:228, 100:260])
 REFERENCE = jpeg(data.coffee()[100:228, 100:260])
+MASK = jpeg(np.pad(np.full((10, 40), 255, np.uint8), ((20, 34), (20, 20))))
 
 
 @pytest.fixture
@@ -64,6 +65,13 @@ def test_a_photo_comes_back_as_the_client_gets_it(exported, web):
         (use,) = report["references"]
         assert use["share"] == pytest.approx(expected.report.references[0].share)
         assert http.get("/healthz").json() == {"server": "healthy"}
+        assert http.get("/service").json()["systems"] == ["pikfix"]
+        number = answer.headers["location"].rpartition("/")[2]
+        form = [("again", (None, number)), ("keep", (None, "references"))]
+        answer = http.post("/v1/restorations", files=[*form, ("mask", ("m.png", MASK))])
+        with PikFixClient(server.grpc_url) as client:
+            marked = client.restore(PHOTO, REFERENCE, mask=MASK)
+        assert answer.content == marked.data != expected.data
         answer = http.post("/v1/restorations", files={"photo": ("a.jpg", b"no picture")})
         assert (answer.status_code, answer.json()["code"]) == (422, "bad_photo")
         assert answer.json()["step"] == "decode_photo"
