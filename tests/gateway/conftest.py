@@ -102,17 +102,19 @@ class FakeClient:
         uses = [{**use, "share": 1 / len(references)} for _ in references]
         if not uses and self.library:
             uses = [{**use, "source": "library", "name": self.library, "score": 0.6}]
-        if not options.get("color", True):
+        kept = options.get("keep_color", False)
+        if kept or not options.get("color", True):
             uses = []
         image = image.point(lambda level: 255 - level)
-        if uses:
+        if uses or kept:
             faint = image.point(lambda level: level // 2)
             image = Image.merge("RGB", (image, faint, faint))
         image.save(buffer, format.upper())
         report = report_of(
             *image.size,
             format,
-            colorized=bool(uses),
+            colorized=bool(uses) or kept,
+            kept_colors=kept,
             references=uses,
             mean_confidence=0.61 if uses else None,
         )

@@ -205,6 +205,8 @@ def test_a_photo_is_restored_otherwise_with_what_came_with_it(page, fake, make_p
     more = {"format": "png", "strength": 0, "keep_color": True}
     assert fake.calls[-1] == (make_png(3), [make_png(1)], more)
     expect(page.locator("#report")).to_contain_text("The tones were left as they were")
+    expect(page.locator("#report")).to_contain_text("The colours are the photo’s own.")
+    expect(page.locator("#report")).not_to_contain_text("invented")
     slide(otherwise.get_by_label("Strength of the restoration"), 100)
     otherwise.get_by_label("Keep the colours that a photo has").uncheck()
     page.click("#redo")
