@@ -70,6 +70,8 @@ class SampleConfig:
         its photo shows in detail: there, only damage is sharp to the pixel.
     scales: least and largest pixels per unit length of the defects, drawn log-uniformly.
     later: how often grain, blur or JPEG come after the damage, as when a print is photographed.
+    overexposed: how often the bright parts of a photo have burnt out to white, which is no loss of
+        emulsion.
     printed: how often a border, writing or a printed dot screen is part of the photo.
     """
 
@@ -77,7 +79,8 @@ class SampleConfig:
     enlarged: float = 2.5
     scales: tuple[float, float] = (0.7, 4.0)
     later: float = 0.4
-    printed: float = 0.15
+    overexposed: float = 0.2
+    printed: float = 0.2
     occurrence: dict[str, float] = field(default_factory=lambda: dict(OCCURRENCE))
 
 
@@ -115,6 +118,8 @@ def draw(
         config: what may happen.
         stamps: photographs of dirt; without them that defect never occurs.
     """
+    if rng.random() < config.overexposed:
+        luminance = _overexposed(luminance, rng)
     truth = _aged(luminance, rng)
     if rng.random() < config.printed:
         truth = _printed(truth, rng)
@@ -153,6 +158,14 @@ def _defects(
         elif stamps:
             found.append(stamped(height, width, rng, scale, stamps))
     return found
+
+
+def _overexposed(luminance: Array, rng: np.random.Generator) -> Array:
+    """Up to half of the photo burnt out, with a shoulder before it."""
+    white = float(np.quantile(luminance, rng.uniform(0.5, 0.95)))
+    gain = np.float32(min(4.0, 1 / max(white, 0.1)))
+    out: Array = np.clip(luminance * gain, 0, 1) ** np.float32(rng.uniform(0.8, 1.2))
+    return out * np.float32(rng.uniform(0.85, 1.0))
 
 
 def _aged(luminance: Array, rng: np.random.Generator) -> Array:
@@ -218,7 +231,7 @@ def _bordered(photo: Array, rng: np.random.Generator) -> Array:
     paper = fractal_noise(rng, height, width, 8.0, 2) - np.float32(0.5)
     paper = np.clip(np.float32(rng.uniform(0, 0.1)) * paper + np.float32(shade), 0, 1)
     left, right, top, bottom = (
-        int(rng.uniform(3, 30)) if rng.random() < 0.6 else 0 for _ in range(4)
+        int(rng.uniform(3, 50)) if rng.random() < 0.6 else 0 for _ in range(4)
     )
     inside = np.zeros((height, width), np.float32)
     inside[top : height - bottom, left : width - right] = 1
