@@ -55,7 +55,7 @@ serve: $(REPOSITORY)/manifest.json ## Serve the model repository on loopback
 # Two workers; files stay whole, so that a server or an export is made once for those who share it.
 # A worker that crashes is not replaced: with whole files, the run would then wait for ever.
 # Any order has to do: `make test ORDER=` shuffles, and --randomly-seed=N in PYTEST_ARGS repeats the
-# order that a run prints at its top.
+# order that a run prints at its end.
 ORDER ?= --randomly-dont-reorganize
 PYTEST_ARGS ?=
 WORKERS ?= 2

@@ -32,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.randomly_reset_seed = False  # pytest-randomly: the order alone, not the numbers
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how to have a shuffled order again, which -q leaves out at the top."""
+    options = terminalreporter.config.option
+    if getattr(options, "randomly_reorganize", False):
+        terminalreporter.write_line(f"this order again: --randomly-seed={options.randomly_seed}")
+
+
 @pytest.fixture(autouse=True)
 def settled() -> Iterator[None]:
     """Every test starts from the same random numbers, on one thread, and leaves none of its own.

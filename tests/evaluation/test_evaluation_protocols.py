@@ -120,13 +120,18 @@ def test_full_restores_before_it_colours(run, colourless):
     assert result.means["model"]["psnr"] < clean.means["model"]["psnr"] - 1
 
 
+def to_seven_digits(figures):
+    """Sums of the same numbers may differ beyond: their order depends on where an array lies."""
+    return json.loads(json.dumps(figures), parse_float=lambda text: float(f"{float(text):.7g}"))
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_seed_decides_and_order_does_not(run, photos, protocol):
     first = run(protocol).to_dict()
-    assert run(protocol).to_dict() == first
+    assert to_seven_digits(run(protocol).to_dict()) == to_seven_digits(first)
     last = find_pictures(photos)[-1]
     alone = run(protocol, files=[last]).photos[0]
-    assert alone == first["photos"][-1]
+    assert to_seven_digits(alone) == to_seven_digits(first["photos"][-1])
     other = run(protocol, seed=1).to_dict()
     random = protocol != "colorize"
     assert (other["photos"] != first["photos"]) == random

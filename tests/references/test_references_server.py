@@ -35,7 +35,9 @@ def ask(server, photo, options=b"", reference=b""):
             one.set_data_from_numpy(text(data))
             inputs.append(one)
     with grpc.InferenceServerClient(server.grpc_url) as client:
-        answer = client.infer(NAME, inputs)
+        # As Pik-Fix's ensemble asks: with photo_rgb among the outputs there would be no references.
+        outputs = [grpc.InferRequestedOutput(one) for one in ("reference_lab", "photo_info")]
+        answer = client.infer(NAME, inputs, outputs=outputs)
     notes = json.loads(answer.as_numpy("photo_info")[0, 0])
     return answer.as_numpy("reference_lab"), notes
 
