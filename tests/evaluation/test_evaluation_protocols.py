@@ -121,7 +121,7 @@ def test_full_restores_before_it_colours(run, colourless):
 
 
 def to_seven_digits(figures):
-    """Sums of the same numbers may differ beyond: their order depends on where an array lies."""
+    """Sums of the same numbers may differ beyond, by the order in which they are added up."""
     return json.loads(json.dumps(figures), parse_float=lambda text: float(f"{float(text):.7g}"))
 
 
