@@ -22,12 +22,14 @@ INSIDE = (slice(30, 270), slice(25, 325))
 def restore(load, text, save):
     """Send pictures as one request: [(pixels of the result, report), ...]."""
 
-    def run(*pictures, options=None, reference=None, side=128):
+    def run(*pictures, options=None, reference=None, mask=None, side=128):
         inputs = {"photo": text([save(picture) for picture in pictures])}
         if options is not None:
             inputs["options"] = text([json.dumps(options).encode()] * len(pictures))
         if reference is not None:
             inputs["reference"] = text([save(reference)] * len(pictures))
+        if mask is not None:
+            inputs["mask"] = text([save(mask)] * len(pictures))
         (decoded,) = load("decode_photo").run(inputs)
         light = decoded["photo_l"]
         run.shape = light.shape
@@ -63,6 +65,18 @@ def test_border_is_bitwise_the_same_and_the_inside_as_if_alone(restore, tone, no
     ((alone, _),) = restore(inside)
     assert np.array_equal(result[INSIDE], alone)
     assert not np.array_equal(alone, inside)
+
+
+def test_a_mask_changes_nothing_of_the_border(restore):
+    picture = bordered((40 + photo() * 0.6).astype(np.uint8), MARGINS)
+    mask = np.zeros_like(picture)
+    mask[10:60, 40:90] = 255
+    ((unmarked, _),) = restore(picture)
+    ((result, _),) = restore(picture, mask=mask)
+    border = np.ones(picture.shape, bool)
+    border[INSIDE] = False
+    assert np.array_equal(result[border], picture[border])
+    assert not np.array_equal(result[30:60, 40:90], unmarked[30:60, 40:90])
 
 
 def test_coloured_result_keeps_the_borders_own_colours(restore):

@@ -228,6 +228,10 @@ class TritonPythonModel:
         marked, filled_share = None, 0.0
         if mask and content.kind != "graphic":
             marked = decode_mask(mask, (photo.height, photo.width), self.max_pixels)
+            if content.rectangle is not None:  # a border stays as it is, whatever is marked there
+                inside = np.zeros_like(marked)
+                inside[content.rectangle.slices] = 1
+                marked *= inside
             if not translated:  # which paints what is marked by itself
                 photo = dataclasses.replace(photo, pixels=filled(photo.pixels, marked))
                 filled_share = float(photo_within(marked, content).mean())
