@@ -15,9 +15,8 @@ from pikfix.client._errors import InvalidOptionsError
 from pikfix.client._inputs import PhotoLike, check_options
 from pikfix.client._requests import Request, photo_request
 from pikfix.client._results import RestoredPhoto
-from pikfix.photos.steps import NOTHING_DONE
 from pikfix.protocol.options import FORMATS
-from pikfix.protocol.report import Report, StepSeconds
+from pikfix.protocol.report import NOTHING_DONE, Report, StepSeconds
 
 Passes = Generator[Request, RestoredPhoto, RestoredPhoto]
 """Gives requests, takes the answer to each, and returns the result."""

@@ -30,7 +30,7 @@ from pikfix.photos.rgb import is_grey
 from pikfix.photos.tint import has_colours
 from pikfix.protocol.deadline import lateness, read_deadline
 from pikfix.protocol.options import FORMATS, Options, OptionsError
-from pikfix.protocol.report import PhotoInfo, ReferenceUse
+from pikfix.protocol.report import NOTHING_DONE, PhotoInfo, ReferenceUse
 
 T = TypeVar("T", int, str)
 
@@ -45,7 +45,6 @@ LEFT_AS_IT_IS = (
     'looks like text or a drawing: left as it is; send {"force_photo": true} (--force-photo) to '
     "restore it all the same"
 )
-NOTHING_DONE = "left as it is: strength is 0 and no colours are added"
 BORDER_KEPT = (
     'has a border, which is left as it is: only the photo within was restored; send {"force_photo"'
     ": true} (--force-photo) to restore all of it"

@@ -10,6 +10,9 @@ from typing import Any
 
 from pikfix.protocol.names import DEFAULT_SYSTEM
 
+NOTHING_DONE = "left as it is: strength is 0 and no colours are added"
+"""The warning of a photo that comes back as it was."""
+
 
 class ReportError(ValueError):
     """A report is no JSON, lacks a key, or has one of the wrong type."""
